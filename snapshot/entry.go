@@ -286,7 +286,7 @@ func (e *Entry) validXattrs() error {
 	if !e.XattrSet.IsZero() {
 		return errors.New("xattrs both inline and in a blob")
 	}
-	if err := validXattrs(e.Xattrs); err != nil {
+	if err := ValidXattrs(e.Xattrs); err != nil {
 		return err
 	}
 	if n := sizeXattrs(e.Xattrs); n > MaxSet {
