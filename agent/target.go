@@ -1,0 +1,611 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"orlop/snapshot"
+)
+
+const (
+	// maxDirs is how many directories of a target are open at once.
+	maxDirs = 64
+
+	// maxPiece is how much of a path is resolved in one call. It is well under
+	// PATH_MAX because the directory at the end of each piece is kept open: on
+	// the way back up from 4,000 levels a parent is never far from one of them.
+	maxPiece = 1024
+
+	// beneath makes the kernel refuse what would lead out of the target: "..",
+	// symbolic links, those of /proc, and mount points.
+	beneath = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV | unix.RESOLVE_NO_MAGICLINKS
+)
+
+// A target is a directory into which a tree is written. Other processes may
+// rename, replace and link things in it meanwhile; whatever they do, nothing
+// outside of it is touched.
+//
+// That holds because a path is never handed to a call that changes something.
+// A path leads to a descriptor, through calls that refuse symbolic links and
+// mount points; things are made in a directory's descriptor under one name
+// that must not exist yet; and they are changed by their own descriptor, after
+// a look at what was opened. An inode that has a single name, or that we made,
+// is not a file of somewhere else that was linked in.
+//
+// Its methods may be called concurrently.
+type target struct {
+	top   *dir
+	plain bool   // no openat2 here: resolve name by name
+	mount uint64 // of top, as mountOf tells
+
+	mu   sync.Mutex
+	dirs map[string]*dir
+	tick uint64
+}
+
+// A dir is an open directory, for use as the first argument of an *at call.
+type dir struct {
+	path string // relative to the top
+	fd   int
+	refs int
+	used uint64 // tick of the last use
+}
+
+// An inode tells one file from all others that exist at the same time.
+type inode struct{ dev, ino uint64 }
+
+func inodeOf(st *unix.Stat_t) inode { return inode{uint64(st.Dev), st.Ino} } //nolint:unconvert // int32 on mips
+
+// openTarget opens the directory root, which may be reached by way of symbolic
+// links: whoever names it means it.
+func openTarget(root string) (*target, error) {
+	fd, err := unix.Open(root, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	t := &target{top: &dir{fd: fd}, dirs: make(map[string]*dir)}
+	probe, err := t.openat(fd, ".", unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		// Older kernels say ENOSYS; so do seccomp profiles that do not know
+		// the call, or EPERM.
+		t.plain = true
+		t.mount, err = mountOf(fd)
+	} else {
+		unix.Close(probe)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	return t, nil
+}
+
+// close closes every descriptor. No other method may be running.
+func (t *target) close() {
+	for _, d := range t.dirs {
+		unix.Close(d.fd)
+	}
+	unix.Close(t.top.fd)
+}
+
+// dir returns the directory at path, which is relative to the top, open until
+// done is called with it.
+func (t *target) dir(path string) (*dir, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.tick++
+	d := t.dirs[path]
+	if d == nil {
+		d = t.top
+		for _, c := range t.dirs {
+			if len(c.path) > len(d.path) && len(c.path) < len(path) && path[len(c.path)] == '/' && strings.HasPrefix(path, c.path) {
+				d = c
+			}
+		}
+	}
+	for len(d.path) < len(path) {
+		start := len(d.path)
+		if start > 0 {
+			start++
+		}
+		end := len(path)
+		if end-start > maxPiece {
+			end = start + strings.LastIndexByte(path[start:start+maxPiece], '/')
+		}
+		d.used = t.tick // so that making room does not close it
+		t.room()
+		fd, err := t.openat(d.fd, path[start:end], unix.O_PATH|unix.O_DIRECTORY, 0)
+		if err != nil {
+			return nil, fmt.Errorf("open directory: %w", err)
+		}
+		d = &dir{path: path[:end], fd: fd}
+		t.dirs[d.path] = d
+		t.tick++
+	}
+	d.used = t.tick
+	d.refs++
+	return d, nil
+}
+
+// room closes the directories used longest ago until another may be opened.
+// Those in use stay, and the one used just now.
+func (t *target) room() {
+	for len(t.dirs) >= maxDirs-1 { // the top is one too
+		var old *dir
+		for _, d := range t.dirs {
+			if d.refs == 0 && d.used < t.tick && (old == nil || d.used < old.used) {
+				old = d
+			}
+		}
+		if old == nil {
+			return
+		}
+		unix.Close(old.fd)
+		delete(t.dirs, old.path)
+	}
+}
+
+// done gives back what dir returned.
+func (t *target) done(d *dir) {
+	t.mu.Lock()
+	d.refs--
+	t.mu.Unlock()
+}
+
+// openat opens path beneath the directory at. The last name may be a symbolic
+// link only for O_PATH, which opens the link itself.
+func (t *target) openat(at int, path string, flags int, mode uint32) (int, error) {
+	flags |= unix.O_NOFOLLOW | unix.O_CLOEXEC
+	if t.plain {
+		return t.step(at, path, flags, mode)
+	}
+	how := unix.OpenHow{Flags: uint64(flags), Mode: uint64(mode), Resolve: beneath}
+	for {
+		fd, err := unix.Openat2(at, path, &how)
+		// EAGAIN: the kernel could not rule out that a rename led it outside.
+		if err != unix.EINTR && err != unix.EAGAIN {
+			return fd, err
+		}
+	}
+}
+
+// step does what openat2 does, one name after the other.
+func (t *target) step(at int, path string, flags int, mode uint32) (int, error) {
+	from := at
+	for {
+		name, rest, more := strings.Cut(path, "/")
+		how := flags
+		if more {
+			how = unix.O_PATH | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
+		}
+		fd, err := unix.Openat(from, name, how, mode)
+		if err == unix.EINTR {
+			continue
+		}
+		if from != at {
+			unix.Close(from)
+		}
+		if err != nil {
+			return -1, err
+		}
+		if m, err := mountOf(fd); err != nil || m != t.mount {
+			unix.Close(fd)
+			if err == nil {
+				err = unix.EXDEV
+			}
+			return -1, err
+		}
+		if !more {
+			return fd, nil
+		}
+		from, path = fd, rest
+	}
+}
+
+// mountOf tells the mount that fd is on, or where the kernel does not say, its
+// device. (A device is not enough where it is: a bind mount has the same one.
+// And it is too much on btrfs, where subvolumes have devices of their own.)
+func mountOf(fd int) (uint64, error) {
+	var x unix.Statx_t
+	if unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_MNT_ID, &x) == nil && x.Mask&unix.STATX_MNT_ID != 0 {
+		return x.Mnt_id, nil
+	}
+	var st unix.Stat_t
+	err := unix.Fstat(fd, &st)
+	return uint64(st.Dev), err //nolint:unconvert // int32 on mips
+}
+
+// mkdir makes a directory that only we can enter. One that is there already is
+// taken as it is.
+func (t *target) mkdir(parent, name string) error {
+	d, err := t.dir(parent)
+	if err != nil {
+		return err
+	}
+	defer t.done(d)
+	err = unix.Mkdirat(d.fd, name, 0o700)
+	if err == unix.EEXIST {
+		fd, openErr := t.openat(d.fd, name, unix.O_PATH|unix.O_DIRECTORY, 0)
+		if openErr == nil {
+			unix.Close(fd)
+			return nil
+		}
+	}
+	return because("make directory", err)
+}
+
+// create makes a file that only we can open and returns it open for writing.
+func (t *target) create(parent, name string) (int, inode, error) {
+	d, err := t.dir(parent)
+	if err != nil {
+		return -1, inode{}, err
+	}
+	defer t.done(d)
+	fd, err := t.openat(d.fd, name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY, 0o600)
+	if err != nil {
+		return -1, inode{}, because("create", err)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		unix.Close(fd)
+		return -1, inode{}, because("look at", err)
+	}
+	return fd, inodeOf(&st), nil
+}
+
+// find opens what is at path, O_PATH, and refuses it if it is not want.
+func (t *target) find(parent, name string, want inode) (int, error) {
+	d, err := t.dir(parent)
+	if err != nil {
+		return -1, err
+	}
+	defer t.done(d)
+	fd, err := t.openat(d.fd, name, unix.O_PATH, 0)
+	if err != nil {
+		return -1, because("open again", err)
+	}
+	var st unix.Stat_t
+	err = unix.Fstat(fd, &st)
+	if err == nil && inodeOf(&st) != want {
+		err = errReplaced
+	}
+	if err != nil {
+		unix.Close(fd)
+		return -1, because("open again", err)
+	}
+	return fd, nil
+}
+
+var errReplaced = errors.New("something else has taken its place")
+
+// reopen opens for writing a file that create made.
+func (t *target) reopen(parent, name string, want inode) (int, error) {
+	pin, err := t.find(parent, name, want)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(pin)
+	// By way of the pinned inode and not by name once more: what has taken its
+	// place by now might be a device, and opening one can be an act.
+	for {
+		fd, err := unix.Open(self(pin), unix.O_WRONLY|unix.O_CLOEXEC, 0)
+		if err != unix.EINTR {
+			return fd, because("open again", err)
+		}
+	}
+}
+
+// remove takes away the name of the file want.
+func (t *target) remove(parent, name string, want inode) error {
+	pin, err := t.find(parent, name, want)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(pin)
+	d, err := t.dir(parent)
+	if err != nil {
+		return err
+	}
+	defer t.done(d)
+	return because("remove", unix.Unlinkat(d.fd, name, 0))
+}
+
+// node makes what is neither file nor directory and returns it opened O_PATH.
+func (t *target) node(e *snapshot.Entry) (int, inode, error) {
+	d, err := t.dir(e.Dir)
+	if err != nil {
+		return -1, inode{}, err
+	}
+	defer t.done(d)
+	kind, dev := kindOf(e.Type), 0
+	switch e.Type {
+	case snapshot.Symlink:
+		err = unix.Symlinkat(e.Target, d.fd, e.Name)
+	case snapshot.Char, snapshot.Block:
+		dev = int(unix.Mkdev(uint32(e.Rdev>>32), uint32(e.Rdev)))
+		fallthrough
+	default:
+		err = unix.Mknodat(d.fd, e.Name, kind|0o600, dev)
+	}
+	if err != nil {
+		return -1, inode{}, because("make "+nounOf(e.Type), err)
+	}
+	fd, err := t.openat(d.fd, e.Name, unix.O_PATH, 0)
+	if err != nil {
+		return -1, inode{}, because("open "+nounOf(e.Type), err)
+	}
+	var st unix.Stat_t
+	err = unix.Fstat(fd, &st)
+	// A second name: not what was made, but perhaps a file of somewhere else
+	// that was linked in its place, to have us change its owner.
+	if err == nil && (st.Mode&unix.S_IFMT != kind || st.Nlink != 1 || uint64(st.Rdev) != uint64(dev)) { //nolint:unconvert // uint32 on mips
+		err = errReplaced
+	}
+	if err != nil {
+		unix.Close(fd)
+		return -1, inode{}, because("open "+nounOf(e.Type), err)
+	}
+	return fd, inodeOf(&st), nil
+}
+
+// link gives the inode want, which is at from, another name.
+func (t *target) link(fromDir, from string, want inode, parent, name string) error {
+	pin, err := t.find(fromDir, from, want)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(pin)
+	d, err := t.dir(parent)
+	if err != nil {
+		return err
+	}
+	defer t.done(d)
+	// Before Linux 6.10 this asks for CAP_DAC_READ_SEARCH, which the restore
+	// sandbox must not have, and says ENOENT without it.
+	err = unix.Linkat(pin, "", d.fd, name, unix.AT_EMPTY_PATH)
+	if err == unix.ENOENT || err == unix.EPERM || err == unix.EINVAL {
+		err = unix.Linkat(unix.AT_FDCWD, self(pin), d.fd, name, unix.AT_SYMLINK_FOLLOW)
+	}
+	return because("link", err)
+}
+
+// empty tells whether the top holds nothing, or nothing but an empty
+// lost+found, as a new ext4 file system does.
+func (t *target) empty() (bool, error) {
+	names, err := t.list(".")
+	if err == nil && len(names) == 1 && names[0] == "lost+found" {
+		names, err = t.list("lost+found")
+		if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.EXDEV) {
+			return false, nil
+		}
+	}
+	return len(names) == 0, err
+}
+
+// list returns up to two of the names in path.
+func (t *target) list(path string) ([]string, error) {
+	fd, err := t.openat(t.top.fd, path, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, because("open directory", err)
+	}
+	f := os.NewFile(uintptr(fd), path)
+	defer f.Close()
+	names, err := f.Readdirnames(2)
+	if err == io.EOF {
+		err = nil
+	}
+	return names, err
+}
+
+// A handle is one thing of the target, open to be given its metadata.
+type handle struct {
+	fd   int
+	path bool // opened O_PATH: everything but files and directories
+}
+
+// dress gives the thing the metadata of e and tells what could not be kept.
+//
+// The order is the only one that is exact. A change of owner takes away setuid
+// bits and capabilities, so it comes first; an ACL set after the mode would
+// rewrite its group bits; a capability is lost to any write or change of owner,
+// so it is last, but for the time, which all others might move.
+func (h handle) dress(e *snapshot.Entry, xattrs []snapshot.Xattr, say func(what string)) {
+	var st unix.Stat_t
+	if err := unix.Fstat(h.fd, &st); err != nil {
+		say("look at: " + err.Error())
+		return
+	}
+	mode := e.Mode
+	if st.Uid != e.UID || st.Gid != e.GID {
+		err := unix.Fchownat(h.fd, "", int(e.UID), int(e.GID), unix.AT_EMPTY_PATH)
+		if err != nil && st.Gid != e.GID {
+			// One of our own groups is ours to give.
+			_ = unix.Fchownat(h.fd, "", -1, int(e.GID), unix.AT_EMPTY_PATH)
+		}
+		if err != nil {
+			what := fmt.Sprintf("owner %d:%d: %v", e.UID, e.GID, err)
+			if mode&(unix.S_ISUID|unix.S_ISGID) != 0 && e.Type == snapshot.File {
+				// A program must not run as whoever happens to restore it.
+				mode &^= unix.S_ISUID | unix.S_ISGID
+				what += "; restored without setuid and setgid"
+			}
+			say(what)
+		}
+	}
+
+	h.strip(e, xattrs)
+	for _, x := range xattrs {
+		if x.Name != capability {
+			h.setXattr(x, say)
+		}
+	}
+	if e.Type != snapshot.Symlink {
+		if err := h.chmod(mode); err != nil {
+			say(fmt.Sprintf("mode %04o: %v", mode, err))
+			mode = ^uint32(0)
+		}
+	}
+	for _, x := range xattrs {
+		if x.Name == capability {
+			h.setXattr(x, say)
+		}
+	}
+	if err := h.setTime(e.MTime); err != nil {
+		say("modification time: " + err.Error())
+		return
+	}
+
+	// File systems clamp times, and drop bits of the mode, without a word.
+	if err := unix.Fstat(h.fd, &st); err != nil {
+		say("look at: " + err.Error())
+		return
+	}
+	if got := (snapshot.Time{Sec: int64(st.Mtim.Sec), Nsec: uint32(st.Mtim.Nsec)}); got != e.MTime {
+		say(fmt.Sprintf("modification time %d.%09d became %d.%09d in this file system", e.MTime.Sec, e.MTime.Nsec, got.Sec, got.Nsec))
+	}
+	if got := st.Mode & 0o7777; e.Type != snapshot.Symlink && mode != ^uint32(0) && got != mode {
+		say(fmt.Sprintf("mode %04o became %04o", mode, got))
+	}
+	if e.Type == snapshot.File && uint64(st.Size) != e.Size {
+		say(fmt.Sprintf("size %d became %d", e.Size, st.Size))
+	}
+}
+
+const capability = "security.capability"
+
+// strip takes away what a new thing inherits from the default ACL of its
+// directory, and what an old directory had of its own.
+func (h handle) strip(e *snapshot.Entry, want []snapshot.Xattr) {
+	if e.Type == snapshot.Symlink {
+		return // has no ACL
+	}
+	var buf [1024]byte
+	names := buf[:]
+	n, err := h.listXattr(names)
+	if err == unix.ERANGE {
+		names = make([]byte, 64<<10) // XATTR_LIST_MAX
+		n, err = h.listXattr(names)
+	}
+	if err != nil || n == 0 {
+		return
+	}
+names:
+	for name := range strings.SplitSeq(strings.TrimSuffix(string(names[:n]), "\x00"), "\x00") {
+		if !strings.HasPrefix(name, "user.") && !strings.HasPrefix(name, "system.posix_acl_") {
+			continue // a label, or something else that is not ours to remove
+		}
+		for _, x := range want {
+			if x.Name == name {
+				continue names
+			}
+		}
+		if h.path {
+			_ = unix.Removexattr(self(h.fd), name)
+		} else {
+			_ = unix.Fremovexattr(h.fd, name)
+		}
+	}
+}
+
+func (h handle) listXattr(buf []byte) (int, error) {
+	if h.path {
+		return unix.Listxattr(self(h.fd), buf)
+	}
+	return unix.Flistxattr(h.fd, buf)
+}
+
+func (h handle) setXattr(x snapshot.Xattr, say func(string)) {
+	var err error
+	if h.path {
+		// What /proc/self/fd leads to is the inode itself, also of a symbolic
+		// link: it is not followed further.
+		err = unix.Setxattr(self(h.fd), x.Name, x.Value, 0)
+	} else {
+		err = unix.Fsetxattr(h.fd, x.Name, x.Value, 0)
+	}
+	if err != nil {
+		say(fmt.Sprintf("xattr %q: %v", x.Name, err))
+	}
+}
+
+func (h handle) chmod(mode uint32) error {
+	if !h.path {
+		return unix.Fchmod(h.fd, mode)
+	}
+	err := unix.Fchmodat(h.fd, "", mode, unix.AT_EMPTY_PATH) // fchmodat2, Linux 6.6
+	if err == unix.EOPNOTSUPP || err == unix.EPERM || err == unix.EINVAL {
+		err = unix.Chmod(self(h.fd), mode)
+	}
+	return err
+}
+
+func (h handle) setTime(m snapshot.Time) error {
+	ts := [2]unix.Timespec{{Nsec: unix.UTIME_OMIT}, {}}
+	ts[1].Sec, ts[1].Nsec = m.Sec, int64(m.Nsec)
+	if !h.path {
+		return futimens(h.fd, &ts)
+	}
+	err := unix.UtimesNanoAt(h.fd, "", ts[:], unix.AT_EMPTY_PATH) // Linux 5.8
+	if err == unix.EINVAL {
+		err = unix.UtimesNanoAt(unix.AT_FDCWD, self(h.fd), ts[:], 0)
+	}
+	return err
+}
+
+// self is the path that leads to what fd has open, whatever its name is now.
+func self(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
+
+// because says what was being done when err happened, or nothing for nil.
+func because(what string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}
+
+// full tells whether err means that nothing more can be written here, so that
+// going on would only repeat it for every file that is left.
+func full(err error) bool {
+	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EROFS)
+}
+
+// kindOf returns the bits of a mode that stand for t.
+func kindOf(t snapshot.Type) uint32 {
+	switch t {
+	case snapshot.File:
+		return unix.S_IFREG
+	case snapshot.Dir:
+		return unix.S_IFDIR
+	case snapshot.Symlink:
+		return unix.S_IFLNK
+	case snapshot.Char:
+		return unix.S_IFCHR
+	case snapshot.Block:
+		return unix.S_IFBLK
+	case snapshot.Fifo:
+		return unix.S_IFIFO
+	default:
+		return unix.S_IFSOCK
+	}
+}
+
+func nounOf(t snapshot.Type) string {
+	switch t {
+	case snapshot.Symlink:
+		return "symbolic link"
+	case snapshot.Char, snapshot.Block:
+		return "device"
+	case snapshot.Fifo:
+		return "fifo"
+	default:
+		return "socket"
+	}
+}
+
