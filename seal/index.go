@@ -42,6 +42,9 @@ func newIndexKey(repo id.Repository, w Writer, root [32]byte) *IndexKey {
 // Writer returns whose index it is.
 func (k *IndexKey) Writer() Writer { return k.w }
 
+// Repository returns the repository it is for.
+func (k *IndexKey) Repository() id.Repository { return k.repo }
+
 // Seal appends sealed plaintext to dst, [IndexOverhead] bytes more than it. It
 // opens only with the same ad.
 func (k *IndexKey) Seal(dst []byte, p Purpose, plaintext, ad []byte) []byte {
