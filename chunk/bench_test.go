@@ -1,0 +1,26 @@
+package chunk
+
+import (
+	"math/rand/v2"
+	"testing"
+)
+
+func BenchmarkNext(b *testing.B) {
+	data := make([]byte, 64<<20)
+	_, _ = rand.NewChaCha8([32]byte{}).Read(data)
+	for _, a := range []Algorithm{Gear, Rabin} {
+		b.Run(string(a), func(b *testing.B) {
+			c, _ := Default(a)
+			s, err := New(c, [32]byte{1})
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.SetBytes(int64(len(data)))
+			for b.Loop() {
+				for p := data; len(p) > 0; {
+					p = p[s.Next(p):]
+				}
+			}
+		})
+	}
+}
