@@ -51,8 +51,8 @@ func newGear(c Config, secret [32]byte) *gear {
 // to the second order in 1-x, in integers since every implementation must come
 // to the same cuts.
 func normal(minimum, avg int) int {
-	d := max(0, 3*avg-4*minimum)
-	return minimum + 4*d/15 + 2*d*d/(225*avg)
+	d := max(0, 3*int64(avg)-4*int64(minimum)) // its square is too much for a 32-bit int
+	return minimum + int(4*d/15+2*d*d/(225*int64(avg)))
 }
 
 // Max implements Splitter.
