@@ -8,6 +8,8 @@ import (
 	"strings"
 )
 
+const maxExtent = 20 // bytes of an encoded extent
+
 // EncodeExtents returns the encoding of extents that are in order and do not
 // touch: for each, the length of the hole before it and its own.
 func EncodeExtents(extents []Extent) []byte {

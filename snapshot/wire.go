@@ -58,7 +58,7 @@ func (r *reader) uvarint() uint64 {
 	v, n := binary.Uvarint(r.p)
 	switch {
 	case n == 0:
-		r.take(1 << 32)
+		r.fail("%w", errShort)
 		return 0
 	case n < 0 || n > 1 && r.p[n-1] == 0:
 		r.fail("a number spelt oddly")
