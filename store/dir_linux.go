@@ -1,0 +1,55 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// tmpfile opens a new file that has no name. Where that cannot be, the error
+// satisfies errors.ErrUnsupported.
+func tmpfile(dir *os.File) (*os.File, error) {
+	f, err := openAt(dir, ".", unix.O_WRONLY|unix.O_TMPFILE, fileMode)
+	switch {
+	// What file systems and kernels without O_TMPFILE say: it contains
+	// O_DIRECTORY, so some believe that a directory is to be written to.
+	case errors.Is(err, unix.EISDIR), errors.Is(err, unix.EINVAL), errors.Is(err, unix.EOPNOTSUPP),
+		// What ext4 says if dir was removed. A file with a name gets the right
+		// answer there, which is ENOENT.
+		errors.Is(err, unix.EPERM):
+		return nil, errors.ErrUnsupported
+	}
+	return f, err
+}
+
+// linkUnnamed names a file of tmpfile. It goes through /proc: AT_EMPTY_PATH
+// needs CAP_DAC_READ_SEARCH on kernels before 6.10.
+func linkUnnamed(f, dir *os.File, name string) error {
+	return retry("link", name, func() error {
+		self := fmt.Sprintf("/proc/self/fd/%d", f.Fd())
+		return unix.Linkat(unix.AT_FDCWD, self, int(dir.Fd()), name, unix.AT_SYMLINK_FOLLOW)
+	})
+}
+
+func renameNoReplace(dir *os.File, from, to string) error {
+	return retry("rename", to, func() error {
+		return unix.Renameat2(int(dir.Fd()), from, int(dir.Fd()), to, unix.RENAME_NOREPLACE)
+	})
+}
+
+// cachesListings reports whether dir may be listed from a cache on this host
+// while another host changes it.
+func cachesListings(dir *os.File) bool {
+	var s unix.Statfs_t
+	if unix.Fstatfs(int(dir.Fd()), &s) != nil {
+		return true
+	}
+	switch uint32(s.Type) {
+	case unix.NFS_SUPER_MAGIC, unix.SMB_SUPER_MAGIC, unix.CIFS_SUPER_MAGIC, unix.SMB2_SUPER_MAGIC,
+		unix.V9FS_MAGIC, unix.FUSE_SUPER_MAGIC, unix.CEPH_SUPER_MAGIC, unix.AFS_SUPER_MAGIC:
+		return true
+	}
+	return false
+}
