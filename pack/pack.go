@@ -229,11 +229,19 @@ func Locate(trailer []byte, size int64) (off, n int64, err error) {
 		return 0, 0, fmt.Errorf("trailer: %w", err)
 	}
 	n = int64(binary.LittleEndian.Uint32(trailer))
-	off = size - int64(TrailerSize) - n
-	if n < seal.IndexOverhead || off < int64(HeaderSize) || size > MaxSize {
-		return 0, 0, fmt.Errorf("%w: directory of %d bytes in a pack of %d", ErrFormat, n, size)
+	if off, err = directoryStart(size, n); err != nil {
+		return 0, 0, err
 	}
 	return off, n, nil
+}
+
+// directoryStart returns where a sealed directory of n bytes begins, which is
+// where the last box must have ended.
+func directoryStart(size, n int64) (int64, error) {
+	if size < 0 || size > MaxSize || n < seal.IndexOverhead || n > size-int64(HeaderSize+TrailerSize) {
+		return 0, fmt.Errorf("%w: directory of %d bytes in a pack of %d", ErrFormat, n, size)
+	}
+	return size - int64(TrailerSize) - n, nil
 }
 
 // OpenDirectory returns what is in a pack of size bytes. header is its first
@@ -255,9 +263,9 @@ func openDirectory(repo id.Repository, size int64, header, directory []byte, key
 	if err != nil {
 		return seal.Header{}, nil, err
 	}
-	end := size - int64(TrailerSize) - int64(len(directory))
-	if size > MaxSize || end < int64(HeaderSize) {
-		return seal.Header{}, nil, fmt.Errorf("%w: directory of %d bytes in a pack of %d", ErrFormat, len(directory), size)
+	end, err := directoryStart(size, int64(len(directory)))
+	if err != nil {
+		return seal.Header{}, nil, err
 	}
 	ik, err := keys(h.Writer)
 	if err != nil {
