@@ -6,23 +6,16 @@ import (
 	"io"
 )
 
-// serveRestore carries out a RESTORE whose body is request: it reads frames
-// from c until the last one of the operation. It returns nil if c may be used
-// for another operation, also when this one failed and the host was told so.
-// It is set by the restore half.
-var serveRestore = func(ctx context.Context, c *conn, request []byte) error {
-	return errors.New("this agent cannot restore")
-}
-
 // Serve is the agent: it greets the host on the other end of rw and does what
 // it asks for, one operation after another, until the stream ends, which is no
 // error. If rw is an io.Closer it is closed at the end, and before when ctx is
 // done or the host was not heard for a minute.
 func Serve(ctx context.Context, rw io.ReadWriter) error {
-	return serve(ctx, newConn(rw, silence), fullCredits)
+	return serve(ctx, rw, usual())
 }
 
-func serve(ctx context.Context, c *conn, own credits) error {
+func serve(ctx context.Context, rw io.ReadWriter, set settings) error {
+	c := newConn(rw, set)
 	c.beat()
 	defer c.stop()
 	defer context.AfterFunc(ctx, c.close)()
@@ -38,10 +31,10 @@ func serve(ctx context.Context, c *conn, own credits) error {
 	if err != nil {
 		return err
 	}
-	if err := c.send(frameHello, appendHello(nil, own)); err != nil {
+	if err := c.send(frameHello, appendHello(nil, set.credits)); err != nil {
 		return err
 	}
-	c.credits = own.least(granted)
+	c.credits = set.credits.least(granted)
 	for {
 		t, body, err := c.read()
 		if errors.Is(err, io.EOF) {
@@ -61,8 +54,4 @@ func serve(ctx context.Context, c *conn, own credits) error {
 			return errors.Join(ctx.Err(), err)
 		}
 	}
-}
-
-func serveBackup(ctx context.Context, c *conn, request []byte) error {
-	return errors.New("not yet")
 }

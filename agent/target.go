@@ -18,10 +18,10 @@ const (
 	// maxDirs is how many directories of a target are open at once.
 	maxDirs = 64
 
-	// maxPiece is how much of a path is resolved in one call. It is well under
+	// maxReach is how much of a path is resolved in one call. It is well under
 	// PATH_MAX because the directory at the end of each piece is kept open: on
 	// the way back up from 4,000 levels a parent is never far from one of them.
-	maxPiece = 1024
+	maxReach = 1024
 
 	// beneath makes the kernel refuse what would lead out of the target: "..",
 	// symbolic links, those of /proc, and mount points.
@@ -43,7 +43,7 @@ const (
 type target struct {
 	top   *dir
 	plain bool   // no openat2 here: resolve name by name
-	mount uint64 // of top, as mountOf tells
+	mount uint64 // of top, as mountNumber tells
 
 	mu   sync.Mutex
 	dirs map[string]*dir
@@ -76,7 +76,7 @@ func openTarget(root string) (*target, error) {
 		// Older kernels say ENOSYS; so do seccomp profiles that do not know
 		// the call, or EPERM.
 		t.plain = true
-		t.mount, err = mountOf(fd)
+		t.mount, err = mountNumber(fd)
 	} else {
 		unix.Close(probe)
 	}
@@ -116,8 +116,8 @@ func (t *target) dir(path string) (*dir, error) {
 			start++
 		}
 		end := len(path)
-		if end-start > maxPiece {
-			end = start + strings.LastIndexByte(path[start:start+maxPiece], '/')
+		if end-start > maxReach {
+			end = start + strings.LastIndexByte(path[start:start+maxReach], '/')
 		}
 		d.used = t.tick // so that making room does not close it
 		t.room()
@@ -195,7 +195,7 @@ func (t *target) step(at int, path string, flags int, mode uint32) (int, error) 
 		if err != nil {
 			return -1, err
 		}
-		if m, err := mountOf(fd); err != nil || m != t.mount {
+		if m, err := mountNumber(fd); err != nil || m != t.mount {
 			unix.Close(fd)
 			if err == nil {
 				err = unix.EXDEV
@@ -209,10 +209,10 @@ func (t *target) step(at int, path string, flags int, mode uint32) (int, error) 
 	}
 }
 
-// mountOf tells the mount that fd is on, or where the kernel does not say, its
+// mountNumber tells the mount that fd is on, or where the kernel does not say, its
 // device. (A device is not enough where it is: a bind mount has the same one.
 // And it is too much on btrfs, where subvolumes have devices of their own.)
-func mountOf(fd int) (uint64, error) {
+func mountNumber(fd int) (uint64, error) {
 	var x unix.Statx_t
 	if unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_MNT_ID, &x) == nil && x.Mask&unix.STATX_MNT_ID != 0 {
 		return x.Mnt_id, nil
@@ -239,6 +239,20 @@ func (t *target) mkdir(parent, name string) error {
 		}
 	}
 	return because("make directory", err)
+}
+
+// enter opens a directory, or the top if it has no name, for its metadata.
+func (t *target) enter(parent, name string) (int, error) {
+	if name == "" {
+		name = "."
+	}
+	d, err := t.dir(parent)
+	if err != nil {
+		return -1, err
+	}
+	defer t.done(d)
+	fd, err := t.openat(d.fd, name, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	return fd, because("open directory", err)
 }
 
 // create makes a file that only we can open and returns it open for writing.
@@ -608,4 +622,3 @@ func nounOf(t snapshot.Type) string {
 		return "socket"
 	}
 }
-

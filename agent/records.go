@@ -1,0 +1,303 @@
+package agent
+
+import (
+	"encoding/binary"
+	"hash/crc32"
+
+	"orlop/snapshot"
+)
+
+// The frames of a restore. docs/format.md has their tables.
+const (
+	// frameRestore's body: u8 1 when only asking whether the root is empty,
+	// bool sync, bytes root.
+	frameReady   frameType = 65 // A to H: bool whether the root is empty
+	frameRecords frameType = 66 // H to A: u32 how many, then that many records
+	frameReport  frameType = 67 // A to H: a report
+	frameClose   frameType = 68 // H to A: a closing; no more records follow
+	frameTotals  frameType = 69 // A to H: RestoreTotals; the last frame
+)
+
+const (
+	verbRestore = 0
+	verbEmpty   = 1
+)
+
+// What a record asks for. MAKE and LINK are numbered from 0 in the order they
+// are sent; N is that number. An entry is written against the directory of the
+// entry before it in the same frame.
+const (
+	recordMake    = 1 // entry
+	recordLink    = 2 // entry, bytes path of the entry it is another name of
+	recordData    = 3 // uvarint N, uvarint offset, bytes data
+	recordFinish  = 4 // uvarint N
+	recordDiscard = 5 // uvarint N
+	recordDress   = 6 // uvarint N of a directory, its entry
+	recordXattrs  = 7 // bytes: encoded xattrs of the next MAKE or DRESS, or some of them
+	recordExtents = 8 // bytes: encoded extents of the next MAKE, or some of them
+)
+
+const (
+	recordsHead  = 4
+	recordsFull  = 256 << 10 // a frame of records is sent when it has this many bytes
+	maxData      = 1 << 20   // data in one record
+	maxPieces    = 256 << 10 // xattrs or extents in one record, but for a single larger xattr
+	frameCost    = 4096      // what a frame of records costs beside its length
+	recordCost   = 256       // and what each of its records does
+	maxProblems  = 16        // told of one entry
+	maxReport    = 256 << 10 // a report is cut when it has this many bytes
+	fileWeight   = 1024      // memory that a file which is not finished takes, beside its xattrs and extents
+	maxHeld      = 128 << 20 // memory of all that are not finished; a single file may take more
+	extentWeight = 16
+	maxExtents   = 1 << 24 // of one file
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// cost is how much of the credit for writes a frame of records takes, from
+// when it is sent to when a report gives it back.
+func cost(body []byte) int {
+	return frameCost + len(body) + recordCost*int(binary.LittleEndian.Uint32(body))
+}
+
+// held is how much memory a file takes from MAKE to FINISH.
+func held(e *snapshot.Entry, xattrs []snapshot.Xattr, extents []snapshot.Extent) int {
+	n := fileWeight + len(e.Dir) + extentWeight*len(extents)
+	for _, x := range xattrs {
+		n += 64 + len(x.Name) + len(x.Value)
+	}
+	return n
+}
+
+// A closing ends the stream of records, and says what was in it.
+type closing struct {
+	Abandon bool // the host gives up: half-made files may be left
+	Entries uint64
+	Bytes   uint64 // of data
+	Sum     uint32 // CRC-32C of the bodies of all frames of records
+}
+
+func (c closing) append(dst []byte) []byte {
+	dst = appendBool(dst, c.Abandon)
+	dst = binary.LittleEndian.AppendUint64(dst, c.Entries)
+	dst = binary.LittleEndian.AppendUint64(dst, c.Bytes)
+	return binary.LittleEndian.AppendUint32(dst, c.Sum)
+}
+
+func parseClosing(p []byte) (closing, error) {
+	d := decoder{p: p}
+	c := closing{Abandon: d.bool(), Entries: d.u64(), Bytes: d.u64(), Sum: d.u32()}
+	return c, d.end()
+}
+
+// RestoreTotals says what a restore made.
+type RestoreTotals struct {
+	Files, Dirs, Links uint64 // regular files; directories, the root too; additional names of hard links
+	Others             uint64 // symbolic links, devices, fifos, sockets
+	Bytes              uint64 // of content
+	Problems           uint64 // as told to RestoreRequest.Problem
+}
+
+func (t RestoreTotals) append(dst []byte) []byte {
+	for _, v := range [...]uint64{t.Files, t.Dirs, t.Links, t.Others, t.Bytes, t.Problems} {
+		dst = binary.LittleEndian.AppendUint64(dst, v)
+	}
+	return dst
+}
+
+func parseTotals(p []byte) (RestoreTotals, error) {
+	d := decoder{p: p}
+	t := RestoreTotals{Files: d.u64(), Dirs: d.u64(), Links: d.u64(), Others: d.u64(), Bytes: d.u64(), Problems: d.u64()}
+	return t, d.end()
+}
+
+// A report says what has become of records.
+type report struct {
+	Credit   uint64   // to send that much more
+	Problems []woe    // what could not be kept
+	Done     []uint64 // entries with which all is done, also if it went wrong
+	Fatal    string   // why nothing more will be done, if so
+	Full     bool     // because the file system is
+}
+
+// A woe is one thing that could not be kept of an entry.
+type woe struct {
+	N          uint64
+	Path, What string
+}
+
+func (r *report) append(dst []byte) []byte {
+	dst = binary.AppendUvarint(dst, r.Credit)
+	dst = binary.AppendUvarint(dst, uint64(len(r.Problems)))
+	for _, w := range r.Problems {
+		dst = binary.AppendUvarint(dst, w.N)
+		dst = appendBytes(dst, w.Path)
+		dst = appendBytes(dst, w.What)
+	}
+	dst = binary.AppendUvarint(dst, uint64(len(r.Done)))
+	for _, n := range r.Done {
+		dst = binary.AppendUvarint(dst, n)
+	}
+	dst = appendBytes(dst, r.Fatal)
+	return appendBool(dst, r.Full)
+}
+
+func parseReport(p []byte) (*report, error) {
+	d := decoder{p: p}
+	r := &report{Credit: d.uvarint(1 << 62)}
+	for range d.count(maxFrame, 3) {
+		r.Problems = append(r.Problems, woe{d.uvarint(1<<64 - 1), d.string(snapshot.MaxPath), d.string(maxText)})
+	}
+	for range d.count(maxFrame, 1) {
+		r.Done = append(r.Done, d.uvarint(1<<64-1))
+	}
+	r.Fatal = d.string(maxText)
+	r.Full = d.bool()
+	return r, d.end()
+}
+
+// A record is one record of a frame, read but not judged. Its slices lie in
+// the frame.
+type record struct {
+	kind  uint8
+	n     uint64
+	off   uint64
+	data  []byte // also pieces of xattrs and extents
+	entry *snapshot.Entry
+	first string
+}
+
+// A recordReader reads the records of a frame.
+type recordReader struct {
+	d    decoder
+	dir  string // of the entry before
+	left int
+}
+
+func readRecords(body []byte) recordReader {
+	r := recordReader{d: decoder{p: body}}
+	n := r.d.u32()
+	if uint64(n)*2 > uint64(len(r.d.p)) {
+		r.d.fail("%d records in %d bytes", n, len(r.d.p))
+		n = 0
+	}
+	r.left = int(n)
+	return r
+}
+
+// next reads the next record into rec and tells whether there was one; err
+// says why not.
+func (r *recordReader) next(rec *record) bool {
+	if r.left == 0 || r.d.err != nil {
+		return false
+	}
+	r.left--
+	*rec = record{kind: r.d.u8()}
+	switch rec.kind {
+	case recordMake:
+		rec.entry = r.entry()
+	case recordLink:
+		rec.entry = r.entry()
+		rec.first = r.d.string(snapshot.MaxPath)
+	case recordData:
+		rec.n = r.d.uvarint(1<<64 - 1)
+		rec.off = r.d.uvarint(snapshot.MaxSize)
+		rec.data = r.d.bytes(maxData)
+	case recordFinish, recordDiscard:
+		rec.n = r.d.uvarint(1<<64 - 1)
+	case recordDress:
+		rec.n = r.d.uvarint(1<<64 - 1)
+		rec.entry = r.entry()
+	case recordXattrs, recordExtents:
+		rec.data = r.d.bytes(maxPieces + snapshot.MaxName + snapshot.MaxXattr + 8)
+	default:
+		r.d.fail("a record of kind %d", rec.kind)
+	}
+	return r.d.err == nil
+}
+
+func (r *recordReader) entry() *snapshot.Entry {
+	if r.d.err != nil {
+		return nil
+	}
+	e, rest, err := snapshot.ParseEntry(r.d.p, r.dir)
+	if err != nil {
+		r.d.fail("%v", err)
+		return nil
+	}
+	r.d.p, r.dir = rest, e.Dir
+	return e
+}
+
+// end returns why the frame is not one of records, or nil.
+func (r *recordReader) end() error { return r.d.end() }
+
+// A recordWriter fills frames of records.
+type recordWriter struct {
+	body  []byte // of the frame that is being filled
+	count uint32
+	dir   string
+}
+
+func (w *recordWriter) begin(kind uint8) {
+	if len(w.body) == 0 {
+		w.body = append(w.body, 0, 0, 0, 0)
+		w.dir = ""
+		w.count = 0
+	}
+	w.body = append(w.body, kind)
+	w.count++
+}
+
+// take returns the finished frame's body and begins another in the memory of
+// spare.
+func (w *recordWriter) take(spare []byte) []byte {
+	body := w.body
+	binary.LittleEndian.PutUint32(body, w.count)
+	w.body = spare[:0]
+	return body
+}
+
+// entry appends e, which is valid.
+func (w *recordWriter) entry(e *snapshot.Entry) {
+	w.body, _ = snapshot.AppendEntry(w.body, w.dir, e)
+	w.dir = e.Dir
+}
+
+func (w *recordWriter) number(kind uint8, n uint64) {
+	w.begin(kind)
+	w.body = binary.AppendUvarint(w.body, n)
+}
+
+func (w *recordWriter) data(n uint64, off int64, data []byte) {
+	w.number(recordData, n)
+	w.body = binary.AppendUvarint(w.body, uint64(off))
+	w.body = appendBytes(w.body, data)
+}
+
+func (w *recordWriter) xattrs(set []snapshot.Xattr) {
+	for len(set) > 0 {
+		n, size := 0, 0
+		for n < len(set) && (n == 0 || size+len(set[n].Value) < maxPieces) {
+			size += len(set[n].Name) + len(set[n].Value) + 8
+			n++
+		}
+		w.begin(recordXattrs)
+		w.body = appendBytes(w.body, snapshot.EncodeXattrs(set[:n]))
+		set = set[n:]
+	}
+}
+
+func (w *recordWriter) extents(list []snapshot.Extent) {
+	var end uint64
+	var piece []byte
+	for i, x := range list {
+		piece = snapshot.AppendExtent(piece, end, x)
+		end = x.End()
+		if len(piece) >= maxPieces-20 || i == len(list)-1 {
+			w.begin(recordExtents)
+			w.body = appendBytes(w.body, piece)
+			piece = piece[:0]
+		}
+	}
+}

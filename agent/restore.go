@@ -1,0 +1,643 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"sync"
+
+	"orlop/snapshot"
+)
+
+// ErrFull is wrapped by the error of a restore that ended because the file
+// system of the target, or a quota of it, is full or read-only.
+var ErrFull = errors.New("nothing more can be written there")
+
+// ErrUnfinished is returned by Add when the files that are not finished take
+// too much of the agent's memory: about 100,000 of them are too many.
+var ErrUnfinished = errors.New("too many files are unfinished")
+
+var errEnded = errors.New("the restore has ended")
+
+// A RestoreRequest says where to restore to.
+type RestoreRequest struct {
+	// Root is the directory to fill, as the agent sees it. Symbolic links in
+	// its own path are followed.
+	Root string
+
+	// Sync makes End wait until everything is on the disk.
+	Sync bool
+
+	// Problem, if not nil, is told what could not be kept of the entry with
+	// number n, or that it could not be made at all. Calls come one at a time
+	// from a goroutine of the Restore, some time after what caused them, and
+	// none after End has returned. It must not call methods of the Restore, nor
+	// wait for somebody who does.
+	Problem func(n uint64, path, what string)
+}
+
+// A Restore writes a tree through an agent. Add and Link are called by one
+// goroutine, in walk order ([snapshot.Compare]); Write, Finish and Discard by
+// any, once Add has returned the number. All of them return before the thing is
+// done, and wait only when too much is under way. An error of theirs says that
+// the restore is lost, or, if errors.Is finds ErrUnfinished or
+// [snapshot.ErrFormat], that this entry was not taken and others will be.
+//
+// What goes wrong with single entries is told to Problem, and the rest goes on.
+type Restore struct {
+	c   *Client
+	req RestoreRequest
+	end func(error) error // of the client's operation
+	all sync.WaitGroup    // the goroutines below
+
+	mu     sync.Mutex
+	change sync.Cond // of anything below
+	err    error     // why the restore is lost
+	totals *RestoreTotals
+
+	// What is to be sent: whole frames, and the one being filled.
+	queue  [][]byte
+	queued int // bytes in queue
+	w      recordWriter
+	spare  [][]byte // bodies to be used again
+	credit int      // left
+	closed *closing // to be sent when nothing else is
+	bytes  uint64   // of data given to Write
+
+	// The tree.
+	next  uint64
+	last  *snapshot.Entry
+	rungs []*rung
+	live  map[uint64]*node // entries that the agent is not done with, and the directory each holds up
+	open  map[uint64]int   // files neither finished nor discarded, and what they weigh
+	held  int              // sum of open
+}
+
+// maxQueued is how many bytes may wait to be sent before Write and the others
+// wait too.
+const maxQueued = 4 << 20
+
+// idle is how little may be under way for the agent to be soon without work.
+const idle = 64 << 10
+
+// A rung is a directory whose entries are being added, or one of those that
+// lead to it.
+type rung struct {
+	path string
+	node *node
+	dirs []*node // in it, that the walk has not reached yet
+}
+
+// A node is a directory whose metadata is due: when the walk is past what is
+// below it and the agent is done with all of that. Until then each change in it
+// would move its time, and its mode might forbid them.
+type node struct {
+	parent *node
+	waits  int // for so many entries, directories, and the walk
+	n      uint64
+	entry  *snapshot.Entry // nil if it was never added: it has no metadata to be set
+	xattrs []snapshot.Xattr
+}
+
+// Restore begins to fill a directory, which is opened before it returns. End
+// must be called at last, also after an error.
+func (c *Client) Restore(ctx context.Context, req RestoreRequest) (*Restore, error) {
+	end, err := c.begin(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("restore to %s: %w", req.Root, err)
+	}
+	if _, err := c.openRoot(verbRestore, req.Sync, req.Root); err != nil {
+		return nil, fmt.Errorf("restore to %s: %w", req.Root, end(err))
+	}
+	r := &Restore{
+		c: c, req: req, end: end, credit: int(c.credits.Writes),
+		live: make(map[uint64]*node), open: make(map[uint64]int),
+	}
+	r.change.L = &r.mu
+	r.rungs = []*rung{{node: &node{waits: 1}}}
+	r.all.Go(r.send)
+	r.all.Go(r.receive)
+	return r, nil
+}
+
+// Empty reports whether the directory root holds nothing, or nothing but an
+// empty lost+found.
+func (c *Client) Empty(ctx context.Context, root string) (bool, error) {
+	end, err := c.begin(ctx)
+	if err != nil {
+		return false, fmt.Errorf("look into %s: %w", root, err)
+	}
+	empty, err := c.openRoot(verbEmpty, false, root)
+	if err = end(err); err != nil {
+		return false, fmt.Errorf("look into %s: %w", root, err)
+	}
+	return empty, nil
+}
+
+func (c *Client) openRoot(verb byte, sync bool, root string) (empty bool, err error) {
+	if err := c.conn.send(frameRestore, appendBytes(appendBool([]byte{verb}, sync), root)); err != nil {
+		return false, err
+	}
+	t, body, err := c.conn.read()
+	if err != nil {
+		return false, err
+	}
+	switch t {
+	case frameReady:
+		d := decoder{p: body}
+		empty = d.bool()
+		return empty, d.end()
+	case frameError:
+		return false, failed(body)
+	}
+	return false, protocolError("frame %d where READY was due", t)
+}
+
+// Add makes an entry and returns its number. A directory is made at once and
+// given its metadata when all below it is finished; a file takes writes until
+// it is finished. Content that is inline is written by Add. The sets of xattrs
+// and extents are needed only if e does not hold them itself.
+func (r *Restore) Add(e *snapshot.Entry, xattrs []snapshot.Xattr, extents []snapshot.Extent) (uint64, error) {
+	if len(e.Xattrs) > 0 {
+		xattrs = e.Xattrs
+	}
+	if err := e.Valid(); err != nil {
+		return 0, fmt.Errorf("add: %w", err)
+	}
+	if err := snapshot.ValidXattrs(xattrs); err != nil {
+		return 0, fmt.Errorf("add %s: %w: %w", e.Path(), snapshot.ErrFormat, err)
+	}
+	if e.Sparse && e.Map.IsZero() {
+		extents = e.Extents
+	}
+	if e.Type == snapshot.File {
+		if !e.Sparse {
+			extents = nil
+		} else if err := snapshot.ValidExtents(extents, e.Size, streamSize(e)); err != nil {
+			return 0, fmt.Errorf("add %s: %w: %w", e.Path(), snapshot.ErrFormat, err)
+		}
+	}
+
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.wait(); err != nil {
+		return 0, err
+	}
+	if r.last != nil && snapshot.Compare(r.last.Dir, r.last.Name, e.Dir, e.Name) >= 0 {
+		return 0, fmt.Errorf("add %s: %w: it belongs before %s", e.Path(), snapshot.ErrFormat, r.last.Path())
+	}
+	n := r.next
+	if e.Type == snapshot.File {
+		weight := held(e, xattrs, extents)
+		if r.held > 0 && r.held+weight > maxHeld {
+			return 0, fmt.Errorf("add %s: %w", e.Path(), ErrUnfinished)
+		}
+		r.held += weight
+		r.open[n] = weight
+	}
+	r.next++
+	r.last = e
+
+	if e.IsRoot() {
+		top := r.rungs[0].node
+		top.n, top.entry, top.xattrs = n, e, xattrs
+	} else {
+		r.move(e.Dir)
+		l := r.rungs[len(r.rungs)-1]
+		if e.Type == snapshot.Dir {
+			l.dirs = append(l.dirs, &node{parent: l.node, n: n, entry: e, xattrs: xattrs})
+		} else {
+			r.live[n] = l.node
+			l.node.waits++
+		}
+	}
+
+	if e.Type != snapshot.Dir && len(e.Xattrs) == 0 {
+		r.w.xattrs(xattrs)
+	}
+	if !e.Map.IsZero() {
+		r.w.extents(extents)
+	}
+	r.w.begin(recordMake)
+	r.w.entry(e)
+	if len(e.Inline) > 0 {
+		r.inline(n, e, extents)
+	}
+	r.filled()
+	return n, nil
+}
+
+// inline writes the content that an entry holds itself, which is that of its
+// extents one after the other.
+func (r *Restore) inline(n uint64, e *snapshot.Entry, extents []snapshot.Extent) {
+	data := e.Inline
+	r.bytes += uint64(len(data))
+	if !e.Sparse {
+		r.w.data(n, 0, data)
+		return
+	}
+	for _, x := range extents {
+		r.w.data(n, int64(x.Offset), data[:x.Length])
+		data = data[x.Length:]
+	}
+}
+
+// streamSize is the number of bytes in a file's extents.
+func streamSize(e *snapshot.Entry) uint64 { return uint64(len(e.Inline)) + e.Content.Size() }
+
+// Link gives the entry at the path first, which was added before and is of the
+// same hard-link group, another name, and returns the number of that.
+func (r *Restore) Link(e *snapshot.Entry, first string) (uint64, error) {
+	if err := e.Valid(); err != nil {
+		return 0, fmt.Errorf("link: %w", err)
+	}
+	if e.Group == [16]byte{} {
+		return 0, fmt.Errorf("link %s: %w: it is in no group", e.Path(), snapshot.ErrFormat)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.wait(); err != nil {
+		return 0, err
+	}
+	if r.last != nil && snapshot.Compare(r.last.Dir, r.last.Name, e.Dir, e.Name) >= 0 {
+		return 0, fmt.Errorf("link %s: %w: it belongs before %s", e.Path(), snapshot.ErrFormat, r.last.Path())
+	}
+	n := r.next
+	r.next++
+	r.last = e
+	r.move(e.Dir)
+	at := r.rungs[len(r.rungs)-1].node
+	r.live[n] = at
+	at.waits++
+	r.w.begin(recordLink)
+	r.w.entry(e)
+	r.w.body = appendBytes(r.w.body, first)
+	r.filled()
+	return n, nil
+}
+
+// Write writes data, which is copied, at offset off of the file n. The data is
+// inside one extent of a sparse file. Each byte is written once, in any order.
+func (r *Restore) Write(n uint64, off int64, data []byte) error {
+	for len(data) > 0 {
+		piece := data[:min(len(data), maxData)]
+		if err := r.write(n, off, piece); err != nil {
+			return err
+		}
+		data = data[len(piece):]
+		off += int64(len(piece))
+	}
+	return nil
+}
+
+func (r *Restore) write(n uint64, off int64, piece []byte) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.wait(); err != nil {
+		return err
+	}
+	if _, ok := r.open[n]; !ok {
+		return fmt.Errorf("write: entry %d takes no content", n)
+	}
+	r.bytes += uint64(len(piece))
+	r.w.data(n, off, piece)
+	r.filled()
+	return nil
+}
+
+// Finish says that file n has been written. Its metadata is set next.
+func (r *Restore) Finish(n uint64) error { return r.finish(recordFinish, n) }
+
+// Discard says that the content of file n is not to be had. What was made of it
+// is removed, under all its names.
+func (r *Restore) Discard(n uint64) error { return r.finish(recordDiscard, n) }
+
+func (r *Restore) finish(kind uint8, n uint64) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.wait(); err != nil {
+		return err
+	}
+	weight, ok := r.open[n]
+	if !ok {
+		return fmt.Errorf("finish: entry %d takes no content", n)
+	}
+	delete(r.open, n)
+	r.held -= weight
+	r.w.number(kind, n)
+	r.filled()
+	return nil
+}
+
+// End waits until everything is done, and returns what that was. A file that
+// was not finished is an error, and so is whatever made the restore end early.
+func (r *Restore) End() (RestoreTotals, error) {
+	totals, err := r.conclude()
+	if err != nil {
+		err = fmt.Errorf("restore to %s: %w", r.req.Root, err)
+	}
+	return totals, err
+}
+
+func (r *Restore) conclude() (RestoreTotals, error) {
+	r.mu.Lock()
+	if r.closed != nil {
+		r.mu.Unlock()
+		return RestoreTotals{}, errEnded
+	}
+	var unfinished error
+	if len(r.open) > 0 && r.err == nil {
+		unfinished = fmt.Errorf("%d files were not finished", len(r.open))
+	}
+	if r.err == nil && unfinished == nil {
+		for len(r.rungs) > 0 {
+			r.leave()
+		}
+		r.filled()
+		for len(r.live) > 0 && r.err == nil {
+			r.change.Wait()
+		}
+	}
+	// A full disk ends the restore, but not the stream: it can be closed in
+	// an orderly way, and the agent used again.
+	r.closed = &closing{Abandon: r.err != nil || unfinished != nil, Entries: r.next, Bytes: r.bytes}
+	r.change.Broadcast()
+	r.mu.Unlock()
+	r.all.Wait()
+
+	if r.totals == nil {
+		return RestoreTotals{}, r.end(r.err)
+	}
+	err := r.end(nil)
+	if err == nil {
+		err = errors.Join(r.err, unfinished)
+	}
+	return *r.totals, err
+}
+
+// move makes dir the directory whose entries are being added.
+func (r *Restore) move(dir string) {
+	for !snapshot.Below(dir, r.rungs[len(r.rungs)-1].path) {
+		r.leave()
+	}
+	for {
+		top := r.rungs[len(r.rungs)-1]
+		if len(top.path) == len(dir) {
+			return
+		}
+		start := len(top.path)
+		if start > 0 {
+			start++
+		}
+		end := start
+		for end < len(dir) && dir[end] != '/' {
+			end++
+		}
+		next := &node{parent: top.node}
+		for len(top.dirs) > 0 && top.dirs[0].entry.Name <= dir[start:end] {
+			if top.dirs[0].entry.Name == dir[start:end] {
+				next = top.dirs[0]
+			} else {
+				r.dress(top.dirs[0]) // the walk has passed it: it is empty
+			}
+			top.dirs[0] = nil
+			top.dirs = top.dirs[1:]
+		}
+		next.waits = 1
+		top.node.waits++
+		r.rungs = append(r.rungs, &rung{path: dir[:end], node: next})
+	}
+}
+
+// leave ends the innermost rung.
+func (r *Restore) leave() {
+	top := r.rungs[len(r.rungs)-1]
+	r.rungs = r.rungs[:len(r.rungs)-1]
+	for _, d := range top.dirs {
+		r.dress(d)
+	}
+	r.release(top.node)
+}
+
+// release takes away one thing that n waits for, and sets its metadata if that
+// was the last; its parent's too, then.
+func (r *Restore) release(n *node) {
+	for ; n != nil; n = n.parent {
+		n.waits--
+		if n.waits > 0 {
+			return
+		}
+		if n.entry != nil {
+			r.dress(n)
+		}
+	}
+}
+
+// dress asks for the metadata of a directory to be set. The agent keeps the
+// order, so a parent may be asked for before its children are done.
+func (r *Restore) dress(d *node) {
+	r.live[d.n] = nil
+	if len(d.entry.Xattrs) == 0 {
+		r.w.xattrs(d.xattrs)
+	}
+	r.w.number(recordDress, d.n)
+	r.w.entry(d.entry)
+	r.filled()
+}
+
+// wait waits until there is room in the queue.
+func (r *Restore) wait() error {
+	for r.queued >= maxQueued && r.err == nil && r.closed == nil {
+		r.change.Wait()
+	}
+	if r.closed != nil {
+		return errEnded
+	}
+	return r.err
+}
+
+// filled looks after the frame that something was put into.
+func (r *Restore) filled() {
+	if len(r.w.body) >= recordsFull {
+		r.cut()
+	} else if len(r.queue) == 0 {
+		r.change.Broadcast()
+	}
+}
+
+// cut puts the frame that is being filled into the queue.
+func (r *Restore) cut() {
+	if len(r.w.body) == 0 {
+		return
+	}
+	var spare []byte
+	if n := len(r.spare); n > 0 {
+		spare, r.spare = r.spare[n-1], r.spare[:n-1]
+	}
+	body := r.w.take(spare)
+	r.queue = append(r.queue, body)
+	r.queued += len(body)
+	r.change.Broadcast()
+}
+
+// send sends frames while there is credit. One that is not full waits for as
+// long as the agent has something to do.
+func (r *Restore) send() {
+	sum := uint32(0)
+	full := int(r.c.credits.Writes)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for {
+		if len(r.queue) == 0 && (r.closed != nil || full-r.credit < idle) {
+			r.cut()
+		}
+		var t frameType
+		var body []byte
+		switch {
+		case r.totals != nil || r.err != nil && !r.orderly():
+			return
+		case r.err != nil && r.closed != nil, len(r.queue) == 0 && r.closed != nil:
+			r.closed.Sum = sum
+			t, body = frameClose, r.closed.append(nil)
+		case r.err == nil && len(r.queue) > 0 && (r.credit == full || cost(r.queue[0]) <= r.credit):
+			// With all credit at hand a frame that is larger goes too, or
+			// it would wait for ever.
+			t, body = frameRecords, r.queue[0]
+			r.queue[0] = nil
+			r.queue = r.queue[1:]
+			r.queued -= len(body)
+			r.credit -= cost(body)
+			r.change.Broadcast()
+		default:
+			r.change.Wait()
+			continue
+		}
+		more := len(r.queue) > 0
+		r.mu.Unlock()
+		var err error
+		if t == frameRecords {
+			sum = crc32.Update(sum, castagnoli, body)
+		}
+		if err = r.c.conn.write(t, body); err == nil && (!more || t == frameClose) {
+			err = r.c.conn.flush()
+		}
+		r.mu.Lock()
+		if err != nil {
+			r.fail(err)
+			return
+		}
+		if t == frameClose {
+			return
+		}
+		if len(r.spare) < 8 && cap(body) <= 4*maxData {
+			r.spare = append(r.spare, body)
+		}
+	}
+}
+
+// fail ends the restore, unless it has ended.
+func (r *Restore) fail(err error) {
+	if r.err == nil {
+		r.err = err
+	}
+	r.change.Broadcast()
+}
+
+// orderly tells whether the stream is still in order in spite of r.err.
+func (r *Restore) orderly() bool {
+	var no refusal
+	return errors.As(r.err, &no)
+}
+
+// receive takes what the agent says until it has said the last.
+func (r *Restore) receive() {
+	err := func() error {
+		for {
+			t, body, err := r.c.conn.read()
+			if err != nil {
+				return err
+			}
+			switch t {
+			case frameReport:
+				rep, err := parseReport(body)
+				if err == nil {
+					err = r.take(rep)
+				}
+				if err != nil {
+					return err
+				}
+			case frameTotals:
+				return r.takeTotals(body)
+			case frameError:
+				return failed(body)
+			default:
+				return protocolError("frame %d during a restore", t)
+			}
+		}
+	}()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err != nil {
+		var no refusal
+		if errors.As(err, &no) { // not now: the stream is not at rest
+			err = errors.New(err.Error())
+		}
+		r.err = nil
+		r.fail(err)
+	}
+	r.change.Broadcast()
+}
+
+func (r *Restore) take(rep *report) error {
+	// Before the credit is given back: a slow Problem slows the agent down
+	// and does not fill our memory.
+	if r.req.Problem != nil {
+		for _, w := range rep.Problems {
+			r.req.Problem(w.N, w.Path, w.What)
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if rep.Credit > uint64(int(r.c.credits.Writes)-r.credit) {
+		return protocolError("%d bytes acknowledged of %d", rep.Credit, int(r.c.credits.Writes)-r.credit)
+	}
+	r.credit += int(rep.Credit)
+	for _, n := range rep.Done {
+		dir, ok := r.live[n]
+		if !ok {
+			return protocolError("entry %d is said to be done and was not asked for", n)
+		}
+		if _, open := r.open[n]; open {
+			return protocolError("entry %d is said to be done and is not finished", n)
+		}
+		delete(r.live, n)
+		r.release(dir)
+	}
+	if rep.Fatal != "" {
+		err := error(refusal{rep.Fatal})
+		if rep.Full {
+			err = fmt.Errorf("%w: %w", err, ErrFull)
+		}
+		r.fail(err)
+	}
+	r.change.Broadcast()
+	return nil
+}
+
+func (r *Restore) takeTotals(body []byte) error {
+	t, err := parseTotals(body)
+	if err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed == nil {
+		return protocolError("totals before the end")
+	}
+	if r.err == nil && !r.closed.Abandon && t.Files+t.Dirs+t.Links+t.Others > r.next {
+		return protocolError("more was made than asked for")
+	}
+	r.totals = &t
+	return nil
+}

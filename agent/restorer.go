@@ -1,0 +1,845 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"hash/crc32"
+	"sort"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"orlop/snapshot"
+)
+
+const (
+	fileWorkers = 4
+	maxFiles    = 256 // open at once
+)
+
+// A restorer is the agent's side of a restore. One goroutine reads records and
+// makes directories; everything else is done by workers. What concerns one file,
+// or one group of hard links, is done by one worker, in order; what concerns
+// directories, by another.
+type restorer struct {
+	c       *conn
+	t       *target
+	sync    bool
+	workers []*placer // the last is for directories
+	all     sync.WaitGroup
+
+	// Of the reader.
+	next    uint64
+	last    *snapshot.Entry
+	files   map[uint64]*file // not finished
+	held    int
+	groups  map[[16]byte]*hardlinks
+	undone  map[uint64]bool // directories that could not be made
+	xattrs  []snapshot.Xattr
+	extents []snapshot.Extent
+	end     uint64 // of the last of extents
+	sum     uint32
+	bytes   uint64
+
+	underWay atomic.Int64 // cost of the frames that are not done with
+	fatal    atomic.Bool
+
+	mu      sync.Mutex
+	pending report
+	wake    chan struct{} // there is something in pending
+	spare   [][]byte
+	totals  RestoreTotals
+}
+
+// A batch is what one frame has for one worker.
+type batch struct {
+	jobs []job
+	of   *parcel
+}
+
+// A parcel is a frame of records being worked on. Its memory is used again,
+// and its cost given back, when the last batch of it is done.
+type parcel struct {
+	body []byte
+	refs atomic.Int32
+}
+
+// A job is a record, judged.
+type job struct {
+	kind   uint8
+	n      uint64
+	entry  *snapshot.Entry
+	file   *file
+	group  *hardlinks
+	off    uint64
+	data   []byte
+	first  string
+	xattrs []snapshot.Xattr
+}
+
+// A file is one that is being written.
+type file struct {
+	n       uint64
+	entry   *snapshot.Entry
+	xattrs  []snapshot.Xattr
+	extents []snapshot.Extent
+	weight  int
+	worker  int
+
+	// Of the worker.
+	made    bool
+	id      inode
+	fd      int // -1 while closed
+	used    uint64
+	written uint64
+	group   *hardlinks
+	links   []*snapshot.Entry // other names of it, for as long as it may be discarded
+	woes    int
+}
+
+// Hardlinks are a set of hard links of which one was added.
+type hardlinks struct {
+	kind   snapshot.Type
+	worker int
+
+	// Of the worker.
+	made bool
+	id   inode
+	file *file // until it is finished
+}
+
+// serveRestore carries out a RESTORE whose body is request: it reads frames
+// from c until the last one of the operation. It returns nil if c may be used
+// for another operation, also when this one failed and the host was told so.
+func serveRestore(_ context.Context, c *conn, request []byte) error {
+	d := decoder{p: request}
+	verb, toDisk, root := d.u8(), d.bool(), d.string(snapshot.MaxPath)
+	if verb > verbEmpty {
+		d.fail("a restore of kind %d", verb)
+	}
+	if err := d.end(); err != nil {
+		return err
+	}
+	t, err := openTarget(root)
+	if err != nil {
+		return c.send(frameError, failure{Text: fmt.Sprintf("open %s: %v", root, err)}.append(nil))
+	}
+	defer t.close()
+	empty, err := t.empty()
+	if err != nil {
+		return c.send(frameError, failure{Text: fmt.Sprintf("list %s: %v", root, err)}.append(nil))
+	}
+	if err := c.send(frameReady, appendBool(nil, empty)); err != nil || verb == verbEmpty {
+		return err
+	}
+	s := &restorer{
+		c: c, t: t, sync: toDisk,
+		files: make(map[uint64]*file), groups: make(map[[16]byte]*hardlinks), undone: make(map[uint64]bool),
+		wake: make(chan struct{}, 1),
+	}
+	return s.run()
+}
+
+func (s *restorer) run() error {
+	for range fileWorkers + 1 {
+		w := &placer{s: s, in: make(chan batch, int(s.c.credits.Writes)/frameCost+2)}
+		s.workers = append(s.workers, w)
+		s.all.Go(w.run)
+	}
+	reported := make(chan error, 1)
+	stop := make(chan struct{})
+	go func() { reported <- s.report(stop) }()
+
+	c, err := s.read()
+	if err != nil {
+		s.fatal.Store(true) // nothing that is still queued is of use
+	}
+	for _, w := range s.workers {
+		close(w.in)
+	}
+	s.all.Wait()
+	if err == nil {
+		err = s.check(c)
+	}
+	if err == nil && s.sync && !s.fatal.Load() {
+		if err := unix.Syncfs(s.t.top.fd); err != nil {
+			s.give(because("sync", err))
+		}
+	}
+	close(stop)
+	if e := <-reported; err == nil {
+		err = e
+	}
+	if err != nil {
+		_ = s.c.send(frameError, failure{Final: true, Text: err.Error()}.append(nil))
+		return err
+	}
+	return s.c.send(frameTotals, s.totals.append(nil))
+}
+
+// read hands records to the workers until the closing.
+func (s *restorer) read() (closing, error) {
+	for {
+		t, body, err := s.c.read()
+		if err != nil {
+			return closing{}, err
+		}
+		switch t {
+		case frameRecords:
+		case frameClose:
+			return parseClosing(body)
+		default:
+			return closing{}, protocolError("frame %d during a restore", t)
+		}
+		if len(body) < recordsHead {
+			return closing{}, protocolError("a frame of records without its head")
+		}
+		s.sum = crc32.Update(s.sum, castagnoli, body)
+		price := int64(cost(body))
+		if before := s.underWay.Add(price) - price; before > 0 && before+price > int64(s.c.credits.Writes) {
+			return closing{}, protocolError("more was sent than there was credit for")
+		}
+		s.c.body = s.another()
+		if err := s.parcel(body); err != nil {
+			return closing{}, err
+		}
+	}
+}
+
+// check compares what came with what the host says it sent.
+func (s *restorer) check(c closing) error {
+	switch {
+	case c.Abandon || s.fatal.Load():
+		return nil
+	case len(s.files) > 0:
+		return protocolError("the end, and %d files are not finished", len(s.files))
+	case c.Entries != s.next || c.Bytes != s.bytes:
+		return protocolError("the end after %d entries and %d bytes, when %d and %d were sent", s.next, s.bytes, c.Entries, c.Bytes)
+	case c.Sum != s.sum:
+		return protocolError("the records that came are not those that were sent")
+	}
+	return nil
+}
+
+// another returns memory for the body of a frame.
+func (s *restorer) another() []byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := len(s.spare)
+	if n == 0 {
+		return nil
+	}
+	body := s.spare[n-1]
+	s.spare = s.spare[:n-1]
+	return body
+}
+
+// parcel judges the records of a frame and gives them to the workers.
+func (s *restorer) parcel(body []byte) error {
+	p := &parcel{body: body}
+	p.refs.Store(1)
+	out := make([][]job, len(s.workers))
+	r := readRecords(body)
+	var rec record
+	for r.next(&rec) {
+		j, worker, err := s.judge(&rec)
+		if err != nil {
+			return err
+		}
+		if worker >= 0 {
+			out[worker] = append(out[worker], j)
+		}
+	}
+	if err := r.end(); err != nil {
+		return err
+	}
+	for i, jobs := range out {
+		if len(jobs) > 0 {
+			p.refs.Add(1)
+			s.workers[i].in <- batch{jobs, p}
+		}
+	}
+	s.put(p)
+	return nil
+}
+
+// put says that one part of p is done with.
+func (s *restorer) put(p *parcel) {
+	if p.refs.Add(-1) > 0 {
+		return
+	}
+	price := cost(p.body)
+	s.underWay.Add(-int64(price))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.spare) < 8 && cap(p.body) <= 4*maxData {
+		s.spare = append(s.spare, p.body[:cap(p.body)])
+	}
+	s.pending.Credit += uint64(price)
+	s.poke()
+}
+
+// judge refuses what no honest host sends, and says which worker is to do rec;
+// -1 is none.
+func (s *restorer) judge(rec *record) (job, int, error) {
+	dirs := len(s.workers) - 1
+	switch e := rec.entry; rec.kind {
+	case recordMake, recordLink:
+		if s.last != nil && snapshot.Compare(s.last.Dir, s.last.Name, e.Dir, e.Name) >= 0 {
+			return job{}, 0, protocolError("%q after %q", e.Path(), s.last.Path())
+		}
+		n := s.next
+		s.next++
+		s.last = e
+		if rec.kind == recordLink {
+			return s.judgeLink(n, rec)
+		}
+		switch e.Type {
+		case snapshot.Dir:
+			if len(s.xattrs) > 0 || len(s.extents) > 0 {
+				return job{}, 0, protocolError("xattrs or extents of a directory that is yet to be made")
+			}
+			s.mkdir(n, e)
+			return job{}, -1, nil
+		case snapshot.File:
+			return s.judgeFile(n, e)
+		}
+		xattrs, err := s.set(e)
+		if err == nil && len(s.extents) > 0 {
+			err = protocolError("extents of %q, which is a %v", e.Path(), e.Type)
+		}
+		g, worker := s.grouped(n, e)
+		return job{kind: recordMake, n: n, entry: e, group: g, xattrs: xattrs}, worker, err
+	case recordData:
+		f := s.files[rec.n]
+		if f == nil {
+			return job{}, 0, protocolError("data for entry %d, which takes none", rec.n)
+		}
+		if !f.holds(rec.off, uint64(len(rec.data))) {
+			return job{}, 0, protocolError("%d bytes at %d of %q, where there is to be no data", len(rec.data), rec.off, f.entry.Path())
+		}
+		s.bytes += uint64(len(rec.data))
+		return job{kind: recordData, n: f.n, file: f, off: rec.off, data: rec.data}, f.worker, nil
+	case recordFinish, recordDiscard:
+		f := s.files[rec.n]
+		if f == nil {
+			return job{}, 0, protocolError("the end of entry %d, which has none", rec.n)
+		}
+		delete(s.files, rec.n)
+		s.held -= f.weight
+		return job{kind: rec.kind, n: f.n, file: f}, f.worker, nil
+	case recordDress:
+		if e.Type != snapshot.Dir || rec.n >= s.next {
+			return job{}, 0, protocolError("metadata of %q, which is no directory that was made", e.Path())
+		}
+		xattrs, err := s.set(e)
+		if err == nil && len(s.extents) > 0 {
+			err = protocolError("extents of a directory")
+		}
+		if s.undone[rec.n] {
+			delete(s.undone, rec.n)
+			s.done(rec.n)
+			return job{}, -1, err
+		}
+		return job{kind: recordDress, n: rec.n, entry: e, xattrs: xattrs}, dirs, err
+	case recordXattrs:
+		set, err := snapshot.DecodeXattrs(rec.data)
+		s.xattrs = append(s.xattrs, set...)
+		size := 0
+		for _, x := range s.xattrs {
+			size += len(x.Name) + len(x.Value)
+		}
+		if err != nil || size > snapshot.MaxXattrSet {
+			return job{}, 0, protocolError("xattrs of %d bytes: %v", size, err)
+		}
+		return job{}, -1, nil
+	default: // recordExtents: the reader knows no other
+		p := rec.data
+		for len(p) > 0 {
+			x, rest, err := snapshot.ParseExtent(p, s.end)
+			if err != nil {
+				return job{}, 0, protocolError("%v", err)
+			}
+			s.extents = append(s.extents, x)
+			s.end, p = x.End(), rest
+		}
+		if len(s.extents) > maxExtents {
+			return job{}, 0, protocolError("%d extents of one file", len(s.extents))
+		}
+		return job{}, -1, nil
+	}
+}
+
+// set returns the xattrs of e, which it holds or which came before it.
+func (s *restorer) set(e *snapshot.Entry) ([]snapshot.Xattr, error) {
+	set := s.xattrs
+	s.xattrs = nil
+	if len(e.Xattrs) > 0 {
+		if len(set) > 0 {
+			return nil, protocolError("two sets of xattrs of %q", e.Path())
+		}
+		return e.Xattrs, nil
+	}
+	if err := snapshot.ValidXattrs(set); err != nil {
+		return nil, protocolError("%q: %v", e.Path(), err)
+	}
+	return set, nil
+}
+
+func (s *restorer) judgeFile(n uint64, e *snapshot.Entry) (job, int, error) {
+	xattrs, err := s.set(e)
+	if err != nil {
+		return job{}, 0, err
+	}
+	extents := s.extents
+	s.extents, s.end = nil, 0
+	if e.Sparse && e.Map.IsZero() && len(extents) == 0 {
+		extents = e.Extents
+	} else if err := snapshot.ValidExtents(extents, e.Size, streamSize(e)); e.Sparse && err != nil {
+		return job{}, 0, protocolError("%q: %v", e.Path(), err)
+	} else if !e.Sparse && len(extents) > 0 {
+		return job{}, 0, protocolError("extents of %q, which has no holes", e.Path())
+	}
+	f := &file{n: n, entry: e, xattrs: xattrs, extents: extents, weight: held(e, xattrs, extents), fd: -1}
+	if s.held > 0 && s.held+f.weight > maxHeld {
+		return job{}, 0, protocolError("too many files are unfinished")
+	}
+	s.held += f.weight
+	s.files[n] = f
+	f.group, f.worker = s.grouped(n, e)
+	if f.group != nil {
+		f.group.file = f // before a worker can see it
+	}
+	return job{kind: recordMake, n: n, entry: e, file: f, group: f.group}, f.worker, nil
+}
+
+// grouped returns the group that e begins, if any, and who works on it.
+func (s *restorer) grouped(n uint64, e *snapshot.Entry) (*hardlinks, int) {
+	worker := int(n % fileWorkers)
+	if e.Group == [16]byte{} {
+		return nil, worker
+	}
+	// One that is in a known group and was not linked, but added, is a file of
+	// its own: the first one could not be linked to.
+	g := &hardlinks{kind: e.Type, worker: worker}
+	s.groups[e.Group] = g
+	return g, worker
+}
+
+func (s *restorer) judgeLink(n uint64, rec *record) (job, int, error) {
+	e := rec.entry
+	if len(s.xattrs) > 0 || len(s.extents) > 0 {
+		return job{}, 0, protocolError("xattrs or extents of a link")
+	}
+	g := s.groups[e.Group]
+	if g == nil || e.Group == [16]byte{} || g.kind != e.Type {
+		return job{}, 0, protocolError("%q is a link to nothing that was made", e.Path())
+	}
+	if err := snapshot.ValidPath(rec.first); err != nil || rec.first == "" {
+		return job{}, 0, protocolError("%q is a link to %q", e.Path(), rec.first)
+	}
+	return job{kind: recordLink, n: n, entry: e, group: g, first: rec.first}, g.worker, nil
+}
+
+// holds tells whether n bytes at off are in one extent of f.
+func (f *file) holds(off, n uint64) bool {
+	if off > f.entry.Size || n > f.entry.Size-off {
+		return false
+	}
+	if !f.entry.Sparse {
+		return true
+	}
+	i := sort.Search(len(f.extents), func(i int) bool { return f.extents[i].End() > off })
+	return i < len(f.extents) && f.extents[i].Offset <= off && off+n <= f.extents[i].End()
+}
+
+// mkdir makes a directory. It is not left to a worker: what is in it may be
+// next in the same frame.
+func (s *restorer) mkdir(n uint64, e *snapshot.Entry) {
+	if e.IsRoot() || s.fatal.Load() {
+		return
+	}
+	if err := s.t.mkdir(e.Dir, e.Name); err != nil {
+		s.undone[n] = true
+		s.say(n, e.Path(), err.Error())
+		if full(err) {
+			s.give(fmt.Errorf("%s: %w", e.Path(), err))
+		}
+	}
+}
+
+// say tells the host of a problem.
+func (s *restorer) say(n uint64, path, what string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.totals.Problems++
+	s.pending.Problems = append(s.pending.Problems, woe{n, path, what[:min(len(what), maxText)]})
+	s.poke()
+}
+
+// done tells the host that nothing more happens to entry n.
+func (s *restorer) done(n uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pending.Done = append(s.pending.Done, n)
+	s.poke()
+}
+
+// give gives up: from here on records are read and not obeyed.
+func (s *restorer) give(err error) {
+	if s.fatal.Swap(true) {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pending.Fatal = err.Error()[:min(len(err.Error()), maxText)]
+	s.pending.Full = full(err)
+	s.poke()
+}
+
+func (s *restorer) poke() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// report sends what is pending until stop is closed and nothing is.
+func (s *restorer) report(stop chan struct{}) error {
+	var body []byte
+	for last := false; ; {
+		if !last {
+			select {
+			case <-s.wake:
+			case <-stop:
+				last = true
+			}
+		}
+		r, more := s.taken()
+		if r == nil {
+			if last {
+				return nil
+			}
+			continue
+		}
+		body = r.append(body[:0])
+		if err := s.c.send(frameReport, body); err != nil {
+			// The reader will see the stream end as well.
+			s.fatal.Store(true)
+			s.c.close()
+			return err
+		}
+		if more {
+			s.poke()
+		}
+	}
+}
+
+// taken takes as much of what is pending as fits one frame, problems first: an
+// entry is done only after its problems were told.
+func (s *restorer) taken() (r *report, more bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := &s.pending
+	if p.Credit == 0 && len(p.Problems) == 0 && len(p.Done) == 0 && p.Fatal == "" {
+		return nil, false
+	}
+	n, size := 0, 0
+	for n < len(p.Problems) && size < maxReport {
+		size += len(p.Problems[n].Path) + len(p.Problems[n].What) + 16
+		n++
+	}
+	if n < len(p.Problems) {
+		r = &report{Problems: p.Problems[:n:n]}
+		p.Problems = p.Problems[n:]
+		return r, true
+	}
+	done := len(p.Done)
+	if done > maxReport {
+		r = &report{Problems: p.Problems, Done: p.Done[:maxReport:maxReport]}
+		p.Problems, p.Done = nil, p.Done[maxReport:]
+		return r, true
+	}
+	r = &report{Credit: p.Credit, Problems: p.Problems, Done: p.Done, Fatal: p.Fatal, Full: p.Full}
+	*p = report{}
+	return r, false
+}
+
+// A placer is a worker: it puts things into the target.
+type placer struct {
+	s    *restorer
+	in   chan batch
+	open []*file // with an open descriptor
+	tick uint64
+}
+
+func (w *placer) run() {
+	for b := range w.in {
+		for i := range b.jobs {
+			w.do(&b.jobs[i])
+		}
+		w.s.put(b.of)
+	}
+	for _, f := range w.open {
+		unix.Close(f.fd)
+	}
+}
+
+func (w *placer) do(j *job) {
+	if w.s.fatal.Load() {
+		return
+	}
+	switch j.kind {
+	case recordMake:
+		if j.file != nil {
+			w.create(j.file)
+		} else {
+			w.node(j)
+		}
+	case recordLink:
+		w.link(j)
+	case recordData:
+		w.write(j)
+	case recordFinish:
+		w.finish(j.file)
+	case recordDiscard:
+		w.discard(j.file)
+	case recordDress:
+		w.dress(j)
+	}
+}
+
+// trouble tells of err, and ends the restore if it would be the same for all
+// that follows.
+func (w *placer) trouble(n uint64, path string, err error) {
+	w.s.say(n, path, err.Error())
+	if full(err) {
+		w.s.give(fmt.Errorf("%s: %w", path, err))
+	}
+}
+
+// limited returns a say for one entry that does not go on for ever.
+func (w *placer) limited(n uint64, path string) func(string) {
+	told := 0
+	return func(what string) {
+		told++
+		if told < maxProblems {
+			w.s.say(n, path, what)
+		} else if told == maxProblems {
+			w.s.say(n, path, "and more of the kind")
+		}
+	}
+}
+
+func (w *placer) create(f *file) {
+	fd, id, err := w.s.t.create(f.entry.Dir, f.entry.Name)
+	if err != nil {
+		w.trouble(f.n, f.entry.Path(), err)
+		return
+	}
+	f.made, f.id = true, id
+	if f.group != nil {
+		f.group.made, f.group.id = true, id
+	}
+	w.keep(f, fd)
+}
+
+// keep remembers that f has fd open, and closes another if those are too many.
+func (w *placer) keep(f *file, fd int) {
+	w.tick++
+	f.fd, f.used = fd, w.tick
+	if len(w.open) >= maxFiles/fileWorkers {
+		old := 0
+		for i, o := range w.open {
+			if o.used < w.open[old].used {
+				old = i
+			}
+		}
+		o := w.open[old]
+		if err := w.shut(o); err != nil {
+			o.woes++
+			w.trouble(o.n, o.entry.Path(), because("close", err))
+		}
+	}
+	w.open = append(w.open, f)
+}
+
+// shut closes f, which is open.
+func (w *placer) shut(f *file) error {
+	for i, o := range w.open {
+		if o == f {
+			last := len(w.open) - 1
+			w.open[i] = w.open[last]
+			w.open = w.open[:last]
+			break
+		}
+	}
+	fd := f.fd
+	f.fd = -1
+	return unix.Close(fd)
+}
+
+// again opens f if it is not open.
+func (w *placer) again(f *file) error {
+	if f.fd >= 0 {
+		w.tick++
+		f.used = w.tick
+		return nil
+	}
+	fd, err := w.s.t.reopen(f.entry.Dir, f.entry.Name, f.id)
+	if err != nil {
+		return err
+	}
+	w.keep(f, fd)
+	return nil
+}
+
+func (w *placer) write(j *job) {
+	f := j.file
+	if !f.made || f.woes > 0 {
+		return
+	}
+	err := w.again(f)
+	for p, off := j.data, int64(j.off); err == nil && len(p) > 0; {
+		var n int
+		n, err = unix.Pwrite(f.fd, p, off)
+		if err == unix.EINTR {
+			err = nil
+		}
+		if err != nil {
+			err = because("write", err)
+			break
+		}
+		p, off = p[n:], off+int64(n)
+		f.written += uint64(n)
+	}
+	if err != nil {
+		f.woes++ // told once; what is missing is told no more
+		w.trouble(f.n, f.entry.Path(), err)
+	}
+}
+
+func (w *placer) finish(f *file) {
+	defer w.s.done(f.n)
+	if f.group != nil {
+		f.group.file = nil
+	}
+	if !f.made {
+		return
+	}
+	e := f.entry
+	if err := w.again(f); err != nil {
+		w.trouble(f.n, e.Path(), err)
+		return
+	}
+	if stream := streamSize(e); f.written < stream && f.woes == 0 {
+		f.woes++
+		w.s.say(f.n, e.Path(), fmt.Sprintf("%d of %d bytes of content were written", f.written, stream))
+	}
+	// The hole at the end, if there is one: all other sizes are there already.
+	if f.end() < e.Size || f.woes > 0 {
+		if err := unix.Ftruncate(f.fd, int64(e.Size)); err != nil {
+			f.woes++
+			w.trouble(f.n, e.Path(), because("set the size", err))
+		}
+	}
+	h := handle{fd: f.fd}
+	h.dress(e, f.xattrs, w.limited(f.n, e.Path()))
+	if err := w.shut(f); err != nil {
+		f.woes++
+		w.trouble(f.n, e.Path(), because("close", err))
+	}
+	w.s.mu.Lock()
+	defer w.s.mu.Unlock()
+	w.s.totals.Bytes += f.written
+	if f.woes == 0 {
+		w.s.totals.Files++
+	}
+}
+
+// end is where the last of the data ends.
+func (f *file) end() uint64 {
+	if !f.entry.Sparse {
+		return f.entry.Size
+	}
+	if n := len(f.extents); n > 0 {
+		return f.extents[n-1].End()
+	}
+	return 0
+}
+
+func (w *placer) discard(f *file) {
+	defer w.s.done(f.n)
+	if f.group != nil {
+		f.group.file, f.group.made = nil, false
+	}
+	if !f.made {
+		return
+	}
+	if f.fd >= 0 {
+		_ = w.shut(f)
+	}
+	w.s.mu.Lock()
+	w.s.totals.Links -= uint64(len(f.links))
+	w.s.mu.Unlock()
+	for _, e := range append(f.links, f.entry) {
+		if err := w.s.t.remove(e.Dir, e.Name, f.id); err != nil {
+			w.s.say(f.n, e.Path(), err.Error())
+		}
+	}
+}
+
+func (w *placer) node(j *job) {
+	defer w.s.done(j.n)
+	fd, id, err := w.s.t.node(j.entry)
+	if err != nil {
+		w.trouble(j.n, j.entry.Path(), err)
+		return
+	}
+	defer unix.Close(fd)
+	if j.group != nil {
+		j.group.made, j.group.id = true, id
+	}
+	h := handle{fd: fd, path: true}
+	h.dress(j.entry, j.xattrs, w.limited(j.n, j.entry.Path()))
+	w.s.mu.Lock()
+	defer w.s.mu.Unlock()
+	w.s.totals.Others++
+}
+
+func (w *placer) link(j *job) {
+	defer w.s.done(j.n)
+	if !j.group.made {
+		w.s.say(j.n, j.entry.Path(), fmt.Sprintf("link to %q: it could not be made", j.first))
+		return
+	}
+	dir, name := snapshot.SplitPath(j.first)
+	if err := w.s.t.link(dir, name, j.group.id, j.entry.Dir, j.entry.Name); err != nil {
+		w.trouble(j.n, j.entry.Path(), fmt.Errorf("link to %q: %w", j.first, err))
+		return
+	}
+	if f := j.group.file; f != nil {
+		f.links = append(f.links, j.entry)
+	}
+	w.s.mu.Lock()
+	defer w.s.mu.Unlock()
+	w.s.totals.Links++
+}
+
+// dress gives a directory its metadata.
+func (w *placer) dress(j *job) {
+	defer w.s.done(j.n)
+	e := j.entry
+	fd, err := w.s.t.enter(e.Dir, e.Name)
+	if err != nil {
+		w.trouble(j.n, e.Path(), err)
+		return
+	}
+	defer unix.Close(fd)
+	h := handle{fd: fd}
+	h.dress(e, j.xattrs, w.limited(j.n, e.Path()))
+	w.s.mu.Lock()
+	defer w.s.mu.Unlock()
+	w.s.totals.Dirs++
+}
