@@ -9,10 +9,11 @@ import (
 	"orlop/id"
 )
 
-// The values below pin the formats. All but the last two constants were
-// computed by another implementation: Python's hmac and hashlib, and the
-// ciphers and Argon2 of pyca/cryptography, from docs/format.md. If a change
-// makes one differ, repositories that exist can no longer be read.
+// The values below pin the formats: if a change makes one differ, repositories
+// that exist can no longer be read. The map and the key's text were computed by
+// another implementation (Python's hmac and hashlib, with the ciphers and
+// Argon2 of pyca/cryptography). The session at the end was sealed here, and
+// opened by HPKE written in Python with OpenSSL's ML-KEM and X25519.
 //
 // root = 00..1f, seed = 20..3f, HPKE export = 40..5f, salt of a sealed thing =
 // 60..6f, salt of a slot = 80..9f, repository = 01 02 03 00.., sid = 04 05 06
@@ -155,7 +156,7 @@ var golden = map[string]string{
 		"1da393ca92f302b34896478d5bb304f5ee5ef859966a001e4137",
 }
 
-// Computed by Go 1.26 crypto/hpke.
+// SHA-256 of the public key; OpenSSL's ML-KEM and X25519 give the same.
 const goldenPublic = "a1f324bc0701f1234fbba7b11901023b3644f3bb8c6eb4ee4368d7e859eb6228"
 
 const goldenHeader = "AQcAAAAEBQYAAAAAAAAAAAAAAAAAA+WPxspcgz7fJR0N/I9YHcLwkOg8wuDCX8Y5oSmR27R6Aa6E4iC6iu9z6KmYigMjRRE0" +

@@ -92,7 +92,6 @@ func TestAPutKeyOpensNoSession(t *testing.T) {
 		s := must(k.NewSession(testRepo, testSID))
 		box, snapshot := s.SealBox(nil, []byte("box"), 0, 3), s.SealSnapshot(nil, []byte("snap"))
 		h := s.Header()
-		s = nil
 
 		// All it can do: guess an export, or make one by encapsulating anew.
 		_, sender, err := hpke.NewSender(put.public, hpke.HKDFSHA256(), hpke.ExportOnly(), nil)
