@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"sync"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -32,26 +31,18 @@ type Client struct {
 	broken error
 }
 
-// options are what tests change.
-type options struct {
-	silence time.Duration
-	credits credits
-}
-
-var usual = options{silence: silence, credits: fullCredits}
-
 // NewClient greets the agent at the other end of rw, which must be
 // authenticated. The client owns rw from here on, also when there is an error.
 func NewClient(ctx context.Context, rw io.ReadWriteCloser, transport string) (*Client, error) {
-	return newClient(ctx, rw, transport, usual)
+	return newClient(ctx, rw, transport, usual())
 }
 
-func newClient(ctx context.Context, rw io.ReadWriteCloser, transport string, o options) (*Client, error) {
-	c := &Client{conn: newConn(rw, o.silence), transport: transport}
+func newClient(ctx context.Context, rw io.ReadWriteCloser, transport string, set settings) (*Client, error) {
+	c := &Client{conn: newConn(rw, set), transport: transport}
 	c.conn.watchWrites = true
 	defer context.AfterFunc(ctx, c.conn.close)()
 	err := func() error {
-		if err := c.conn.send(frameHello, appendHello(nil, o.credits)); err != nil {
+		if err := c.conn.send(frameHello, appendHello(nil, set.credits)); err != nil {
 			return err
 		}
 		t, body, err := c.conn.read()
@@ -62,7 +53,7 @@ func newClient(ctx context.Context, rw io.ReadWriteCloser, transport string, o o
 			return protocolError("frame %d instead of a greeting", t)
 		}
 		has, err := parseHello(body)
-		c.credits = o.credits.least(has)
+		c.credits = set.credits.least(has)
 		return err
 	}()
 	if err != nil {
@@ -122,14 +113,18 @@ func (c *Client) Close() error {
 	return nil
 }
 
-// A refusal is an operation that the agent could not do; the stream is fine.
+// ErrRefused is wrapped by the error of an operation that the agent could not
+// do. The stream is fine: the client can be used for others.
+var ErrRefused = errors.New("the agent refused")
+
 type refusal struct{ text string }
 
-func (r refusal) Error() string { return "the agent says: " + r.text }
+func (r refusal) Error() string        { return "the agent says: " + r.text }
+func (r refusal) Is(target error) bool { return target == ErrRefused }
 
 // begin claims the stream for one operation and closes it when ctx ends. The
 // returned function ends the operation: it turns the operation's error into
-// the one to return, and unless that is a refusal the stream is broken.
+// the one to return, and unless that is [ErrRefused] the stream is broken.
 func (c *Client) begin(ctx context.Context) (end func(error) error, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -149,7 +144,7 @@ func (c *Client) begin(ctx context.Context) (end func(error) error, err error) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		c.busy = false
-		if r := (refusal{}); err != nil && !errors.As(err, &r) && c.broken == nil {
+		if err != nil && !errors.Is(err, ErrRefused) && c.broken == nil {
 			c.broken = fmt.Errorf("the agent was lost: %w", err)
 			c.conn.close()
 		}

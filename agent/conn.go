@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,7 +19,6 @@ var ErrSilent = errors.New("nothing was heard from the other side for too long")
 
 const (
 	version = 1
-	silence = 60 * time.Second // the other side is given up after
 	// A beat is sent after this share of the silence without a frame.
 	beatsPerSilence = 12
 )
@@ -35,7 +35,7 @@ type credits struct {
 }
 
 // The largest credits, and those that are used outside tests.
-var fullCredits = credits{Batches: 64, Names: 1024, Bytes: 32 << 20, Old: 256 << 10, Writes: 32 << 20}
+var fullCredits = credits{Batches: 64, Names: 1024, Bytes: 32 << 20, Old: 128 << 10, Writes: 32 << 20}
 
 func (c credits) least(o credits) credits {
 	return credits{
@@ -70,12 +70,35 @@ func parseHello(p []byte) (credits, error) {
 	return c.least(fullCredits), d.end()
 }
 
+// settings are the numbers of one side that tests change.
+type settings struct {
+	silence time.Duration // the other side is given up after
+	credits credits       // granted, or taken
+
+	readers, packers  int // of the agent
+	queue             int // length of queues that may be full
+	page, keep, marks int // see walker
+	hook              func(moment, path string) error
+
+	boxes int // workers of the host that check boxes
+}
+
+func usual() settings {
+	n := runtime.GOMAXPROCS(0)
+	return settings{
+		silence: time.Minute, credits: fullCredits,
+		readers: min(2*n, 8), packers: min(n, 4), queue: 64,
+		page: pageBytes, keep: keepBytes, marks: keepMarks,
+		boxes: min(n, 8),
+	}
+}
+
 // A conn carries frames over a byte stream, both ways at once. One goroutine
 // reads; any may write.
 type conn struct {
 	rw      io.ReadWriter
-	quiet   time.Duration // longest silence
-	credits credits       // agreed in the greeting
+	set     settings
+	credits credits // agreed in the greeting
 	r       *bufio.Reader
 	header  [headerSize]byte
 	body    []byte
@@ -96,8 +119,8 @@ type conn struct {
 	silent      atomic.Bool
 }
 
-func newConn(rw io.ReadWriter, quiet time.Duration) *conn {
-	c := &conn{rw: rw, quiet: quiet, stopBeat: make(chan struct{}), beatDone: make(chan struct{})}
+func newConn(rw io.ReadWriter, set settings) *conn {
+	c := &conn{rw: rw, set: set, stopBeat: make(chan struct{}), beatDone: make(chan struct{})}
 	c.r = bufio.NewReaderSize(watched{c, rw.Read}, 64<<10)
 	c.w = bufio.NewWriterSize(watched{c, rw.Write}, 64<<10)
 	return c
@@ -112,7 +135,7 @@ type watched struct {
 }
 
 func (w watched) call(p []byte) (int, error) {
-	t := time.AfterFunc(w.c.quiet, func() {
+	t := time.AfterFunc(w.c.set.silence, func() {
 		w.c.silent.Store(true)
 		w.c.close()
 	})
@@ -147,7 +170,7 @@ func (c *conn) close() {
 func (c *conn) beat() {
 	go func() {
 		defer close(c.beatDone)
-		tick := time.NewTicker(max(c.quiet/beatsPerSilence, time.Millisecond))
+		tick := time.NewTicker(max(c.set.silence/beatsPerSilence, time.Millisecond))
 		defer tick.Stop()
 		for {
 			select {

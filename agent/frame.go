@@ -33,6 +33,7 @@ const (
 	frameBox     frameType = 21 // A to H: wanted blobs
 	frameFile    frameType = 22 // A to H: the final word on an entry
 	frameEnd     frameType = 23 // A to H: counts and a sum of the stream
+	frameProblem frameType = 24 // A to H: what has no entry and is not in the backup
 
 	frameRestore frameType = 64 // H to A; 64 to 127 belong to the restore half
 )
