@@ -117,6 +117,10 @@ type Totals struct {
 	Dirs   uint64 `cbor:"2,keyasint"`
 	Others uint64 `cbor:"3,keyasint"` // links, devices, fifos, sockets
 	Bytes  uint64 `cbor:"4,keyasint"` // the sizes of all files added up, hard links each time
+
+	// Devices counts the character and block devices among Others: making one
+	// takes a capability that a restore asks for only then.
+	Devices uint64 `cbor:"5,keyasint,omitempty"`
 }
 
 // A Root is a tree: its topmost node and what is in it.

@@ -66,6 +66,9 @@ func children(ctx context.Context, l Loader, root Root, dir string, self bool, w
 // Lookup returns the entry of one path, "" being the root. If there is none the
 // error satisfies errors.Is(err, fs.ErrNotExist). It loads one node a level.
 func Lookup(ctx context.Context, l Loader, root Root, path string) (*Entry, error) {
+	if err := ValidPath(path); err != nil {
+		return nil, fmt.Errorf("%q: %w", path, fs.ErrNotExist)
+	}
 	dir, name := SplitPath(path)
 	c := newCursor(ctx, l, root)
 	if err := c.seek(dir, name); err != nil {
