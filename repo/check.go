@@ -1,0 +1,489 @@
+package repo
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"orlop/box"
+	"orlop/id"
+	"orlop/index"
+	"orlop/snapshot"
+	"orlop/store"
+)
+
+// CheckOptions say how much Check does.
+type CheckOptions struct {
+	ReadData bool               // read, open and name every blob
+	Found    func(*DamageError) // told of damage as it is found; may be nil
+	Progress func(packs, of int)
+}
+
+// A CheckReport is what Check saw.
+type CheckReport struct {
+	Snapshots, Segments, Packs int
+	Blobs                      uint64 // that snapshots lead to, each counted once
+	BytesRead                  uint64 // of packs
+	Orphans                    int    // packs that no segment lists, and no harm in it
+	Damage                     []*DamageError
+	Affected                   []Snapshot // snapshots that lead to something damaged
+}
+
+// Check reads the repository and says what in it is damaged, and which
+// snapshots that touches. It believes nothing that this host remembers: every
+// object but the packs is read whole and compared with its name and seal; of
+// the packs the directories, or with ReadData all. Then every snapshot's tree
+// is walked and each blob it leads to is looked for.
+//
+// Damage is in the report; an error means that the check did not come to an end.
+func (r *Repo) Check(ctx context.Context, opt CheckOptions) (*CheckReport, error) {
+	if _, err := r.Key(); err != nil {
+		return nil, err
+	}
+	c := &check{r: r, opt: opt, badBoxes: map[boxKey]bool{}, known: map[store.Name]bool{}}
+	for _, step := range []func(context.Context) error{
+		c.config, c.slots, c.ephemeral, c.unknown, c.snapshots, c.segments, c.packs, c.trees,
+	} {
+		if err := step(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return &c.report, nil
+}
+
+type check struct {
+	r      *Repo
+	opt    CheckOptions
+	report CheckReport
+
+	all    []Snapshot
+	listed map[id.Pack][32]byte // packs that segments list, and what they say of each
+
+	mu       sync.Mutex
+	badBoxes map[boxKey]bool // boxes that do not open
+	known    map[store.Name]bool
+}
+
+// found notes damage, of one object once.
+func (c *check) found(name store.Name, blob id.Blob, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.known[name] && blob.IsZero() {
+		return
+	}
+	c.known[name] = true
+	d, ok := err.(*DamageError)
+	if !ok || d.Name != name {
+		d = &DamageError{Name: name, Blob: blob, Err: err}
+	}
+	c.report.Damage = append(c.report.Damage, d)
+	if c.opt.Found != nil {
+		c.opt.Found(d)
+	}
+}
+
+// config compares config with the key slot's copy of it.
+func (c *check) config(ctx context.Context) error {
+	object, err := c.r.store.Get(ctx, configName, 0, -1)
+	if errors.Is(err, fs.ErrNotExist) {
+		c.found(configName, id.Blob{}, errors.New("it is missing"))
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("get %s: %w", configName, err)
+	}
+	if err := c.r.sameConfig(object); err != nil {
+		c.found(configName, id.Blob{}, err)
+	}
+	return nil
+}
+
+// slots compares the key slots with their names: what is in one only its own
+// secret can tell.
+func (c *check) slots(ctx context.Context) error {
+	n := 0
+	for o, err := range c.r.store.List(ctx, keyPrefix) {
+		if err != nil {
+			return fmt.Errorf("list %s: %w", keyPrefix, err)
+		}
+		n++
+		object, err := c.r.store.Get(ctx, o.Name, 0, -1)
+		if err != nil {
+			return fmt.Errorf("get %s: %w", o.Name, err)
+		}
+		if slotName(id.Sum[id.Slot](object)) != o.Name {
+			c.found(o.Name, id.Blob{}, errors.New("its bytes do not have its name"))
+		}
+	}
+	if n == 0 {
+		c.found(keyPrefix, id.Blob{}, errors.New("all key slots are gone; the generated key still opens the repository"))
+	}
+	return nil
+}
+
+// ephemeral reads the marks of sessions and the condemn records.
+func (c *check) ephemeral(ctx context.Context) error {
+	for o, err := range c.r.store.List(ctx, ephemeralPrefix) {
+		if err != nil {
+			return fmt.Errorf("list %s: %w", ephemeralPrefix, err)
+		}
+		data, err := c.r.store.Get(ctx, o.Name, 0, -1)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // ephemeral
+		}
+		if err != nil {
+			return fmt.Errorf("get %s: %w", o.Name, err)
+		}
+		switch kind, _, _ := strings.Cut(strings.TrimPrefix(string(o.Name), string(ephemeralPrefix)), "/"); kind {
+		case "open", "done", "beat", "fence":
+			if string(data) != markMagic {
+				c.found(o.Name, id.Blob{}, fmt.Errorf("%w: not a mark", ErrFormat))
+			}
+		case "condemn":
+			if _, err := parseCondemn(data); err != nil {
+				c.found(o.Name, id.Blob{}, err)
+			}
+		}
+	}
+	return nil
+}
+
+// unknown names the objects that do not belong to a repository.
+func (c *check) unknown(ctx context.Context) error {
+	for o, err := range c.r.store.List(ctx, "") {
+		if err != nil {
+			return fmt.Errorf("list: %w", err)
+		}
+		prefix, rest, _ := strings.Cut(string(o.Name), "/")
+		var ok bool
+		switch prefix + "/" {
+		case string(configName) + "/":
+			ok = o.Name == configName
+		case string(keyPrefix):
+			_, err := id.Parse[id.Slot](rest)
+			ok = err == nil
+		case string(packPrefix):
+			_, err := id.Parse[id.Pack](rest)
+			ok = err == nil
+		case string(indexPrefix):
+			_, _, ok = parseSegmentName(o.Name)
+		case string(snapshotPrefix):
+			_, _, ok = parseSnapshotName(o.Name)
+		case string(ephemeralPrefix):
+			ok = true // looked at by themselves
+		}
+		if !ok {
+			c.found(o.Name, id.Blob{}, errors.New("this is no object of a repository"))
+		}
+	}
+	return nil
+}
+
+// snapshots are listed before the index is read, as by every reader.
+func (c *check) snapshots(ctx context.Context) error {
+	all, broken, err := c.r.Snapshots(ctx)
+	if err != nil {
+		return err
+	}
+	for _, d := range broken {
+		c.found(d.Name, id.Blob{}, d)
+	}
+	c.all = all
+	c.report.Snapshots = len(all) + len(broken)
+	return nil
+}
+
+// segments reads every segment again, also those that the local index covers.
+func (c *check) segments(ctx context.Context) error {
+	if err := c.r.Refresh(ctx); err != nil {
+		return err
+	}
+	v := c.r.view
+	v.segments = maps.Clone(c.r.segments)
+	c.listed = map[id.Pack][32]byte{}
+	names := slices.SortedFunc(maps.Keys(v.segments), id.Segment.Compare)
+	c.report.Segments = len(names) + len(v.broken)
+	for len(names) > 0 {
+		n := min(len(names), fetchAtOnce)
+		got, _, err := c.r.fetchSegments(ctx, &v, names[:n])
+		if err != nil {
+			return err
+		}
+		names = names[n:]
+		for _, s := range got {
+			for _, p := range s.Packs {
+				c.listed[p.ID] = sumBoxes(p)
+			}
+		}
+	}
+	for _, d := range v.broken {
+		c.found(d.Name, id.Blob{}, d)
+	}
+	// What only a broken segment says does not count.
+	v.orphans, v.loaded, v.strays = nil, false, nil
+	return c.r.adopt(&v)
+}
+
+// sumBoxes hashes what a segment or a directory says of a pack.
+func sumBoxes(p index.PackInfo) [32]byte {
+	h := id.NewHash()
+	var n [8]byte
+	put := func(v uint64) {
+		binary.LittleEndian.PutUint64(n[:], v)
+		_, _ = h.Write(n[:])
+	}
+	put(uint64(p.Size))
+	_, _ = h.Write(p.Header.Append(nil))
+	for _, b := range p.Boxes {
+		put(uint64(b.Offset))
+		put(uint64(b.Length))
+		put(uint64(b.Raw))
+		put(uint64(b.Codec)<<32 | uint64(len(b.Blobs)))
+		for _, x := range b.Blobs {
+			_, _ = h.Write(x.Name[:])
+			put(uint64(x.Kind))
+		}
+	}
+	return h.Sum()
+}
+
+// packs reads every listed pack, or its directory.
+func (c *check) packs(ctx context.Context) error {
+	for p := range c.listed {
+		if _, ok := c.r.packs[p]; !ok {
+			c.found(packName(p), id.Blob{}, errors.New("it is missing"))
+		}
+	}
+	names := slices.SortedFunc(maps.Keys(c.r.packs), id.Pack.Compare)
+	c.report.Packs = len(names)
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(runtime.GOMAXPROCS(0))
+	done := 0
+	for _, p := range names {
+		g.Go(func() error {
+			if err := c.pack(gctx, p, c.r.packs[p]); err != nil {
+				return err
+			}
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			if done++; c.opt.Progress != nil {
+				c.opt.Progress(done, len(names))
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+func (c *check) pack(ctx context.Context, p id.Pack, size int64) error {
+	name := packName(p)
+	info, err := c.r.directory(ctx, p, size)
+	switch {
+	case errors.Is(err, ErrDamaged), errors.Is(err, fs.ErrNotExist):
+		c.found(name, id.Blob{}, err)
+	case err != nil:
+		return err
+	}
+	said, listed := c.listed[p]
+	c.mu.Lock()
+	if !listed {
+		c.report.Orphans++
+	}
+	c.mu.Unlock()
+	if err == nil && listed && said != sumBoxes(info) {
+		c.found(name, id.Blob{}, errors.New("its directory and its index segment contradict each other"))
+	}
+	if !c.opt.ReadData {
+		return nil
+	}
+	data, gerr := c.r.store.Get(ctx, name, 0, -1)
+	if errors.Is(gerr, fs.ErrNotExist) {
+		c.found(name, id.Blob{}, errors.New("it is missing"))
+		return nil
+	}
+	if gerr != nil {
+		return fmt.Errorf("get %s: %w", name, gerr)
+	}
+	c.mu.Lock()
+	c.report.BytesRead += uint64(len(data))
+	c.mu.Unlock()
+	if id.Sum[id.Pack](data) != p {
+		c.found(name, id.Blob{}, errors.New("its bytes do not have its name"))
+	}
+	if err != nil {
+		return c.packByIndex(p, data)
+	}
+	for _, b := range info.Boxes {
+		l := index.Location{Pack: p, Size: size, Header: &info.Header, Offset: b.Offset, Length: b.Length, Codec: b.Codec, Raw: b.Raw}
+		names := make([]id.Blob, len(b.Blobs))
+		kinds := make([]id.Kind, len(b.Blobs))
+		for i, x := range b.Blobs {
+			names[i], kinds[i] = x.Name, x.Kind
+		}
+		c.box(l, data, names, kinds)
+	}
+	return nil
+}
+
+// packByIndex looks at the boxes of a pack whose directory is lost, as the
+// index knows them: a reader would find them by it.
+func (c *check) packByIndex(p id.Pack, data []byte) error {
+	type content struct {
+		at    index.Location
+		names []id.Blob
+		kinds []id.Kind
+	}
+	boxes := map[uint32]*content{}
+	for e, err := range c.r.index.All() {
+		if err != nil {
+			return fmt.Errorf("read the local index: %w", err)
+		}
+		if e.Location.Pack != p {
+			continue
+		}
+		b := boxes[e.Location.Offset]
+		if b == nil {
+			b = &content{at: e.Location}
+			boxes[e.Location.Offset] = b
+		}
+		for len(b.names) <= e.Location.Place {
+			b.names, b.kinds = append(b.names, id.Blob{}), append(b.kinds, 0)
+		}
+		b.names[e.Location.Place], b.kinds[e.Location.Place] = e.Name, e.Kind
+	}
+	for _, b := range boxes {
+		c.box(b.at, data, b.names, b.kinds)
+	}
+	return nil
+}
+
+// box opens a box and names its blobs; a zero name is not compared.
+func (c *check) box(l index.Location, data []byte, names []id.Blob, kinds []id.Kind) {
+	err := func() error {
+		end := uint64(l.Offset) + uint64(l.Length)
+		if end > uint64(len(data)) {
+			return fmt.Errorf("box at %d: it ends behind the pack", l.Offset)
+		}
+		var blobs []box.Blob
+		blobs, err := c.r.openBox(l, data[l.Offset:end])
+		if err != nil {
+			return err
+		}
+		if len(blobs) < len(names) {
+			return fmt.Errorf("box at %d: it holds %d blobs, not %d", l.Offset, len(blobs), len(names))
+		}
+		for i, name := range names {
+			if name.IsZero() {
+				continue
+			}
+			at := l
+			at.Place = i
+			if _, err := c.r.pick(at, blobs, name, kinds[i]); err != nil {
+				return err
+			}
+		}
+		return nil
+	}()
+	if err != nil {
+		c.mu.Lock()
+		c.badBoxes[boxKey{l.Pack, l.Offset}] = true
+		c.mu.Unlock()
+		c.found(packName(l.Pack), id.Blob{}, err)
+	}
+}
+
+// trees walks every snapshot and looks for what it needs. A node or list that
+// several share is entered once; when there is damage, a second walk of each
+// tells which snapshots it touches.
+func (c *check) trees(ctx context.Context) error {
+	entered := map[id.Blob]bool{}
+	bad := map[id.Blob]bool{}
+	for _, s := range c.all {
+		if err := c.tree(ctx, s, entered, func(o snapshot.Object, err error) {
+			bad[o.Name] = true
+			c.foundBlob(s, o, err)
+		}); err != nil {
+			return err
+		}
+	}
+	c.report.Blobs += uint64(len(entered))
+	if len(bad) == 0 {
+		return nil
+	}
+	for _, s := range c.all {
+		touched := false
+		if err := c.tree(ctx, s, map[id.Blob]bool{}, func(snapshot.Object, error) { touched = true }); err != nil {
+			return err
+		}
+		if touched {
+			c.report.Affected = append(c.report.Affected, s)
+		}
+	}
+	return nil
+}
+
+// tree walks one snapshot, but for the nodes and lists that were entered
+// before, and calls lost for each blob that cannot be had.
+func (c *check) tree(ctx context.Context, s Snapshot, entered map[id.Blob]bool, lost func(snapshot.Object, error)) error {
+	skip := func(o snapshot.Object) bool { return o.Kind != id.Data && entered[o.Name] }
+	for o, err := range snapshot.Reach(ctx, c.r, s.Root, skip) {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		switch {
+		case errors.Is(err, ErrDamaged), errors.Is(err, snapshot.ErrFormat):
+			lost(o, err)
+			continue
+		case err != nil:
+			return err
+		case o.Kind != id.Data:
+			entered[o.Name] = true
+			continue
+		}
+		c.report.Blobs++
+		if err := c.data(ctx, o.Name); errors.Is(err, ErrDamaged) {
+			lost(o, err)
+		} else if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// data looks for a copy of a data blob in a pack that is there and in a box
+// that was not found bad.
+func (c *check) data(ctx context.Context, name id.Blob) error {
+	at, err := c.r.locate(ctx, name)
+	if err != nil {
+		return err
+	}
+	for _, l := range at {
+		if !c.badBoxes[boxKey{l.Pack, l.Offset}] && l.Kind == id.Data {
+			return nil
+		}
+	}
+	return &DamageError{Name: packName(at[0].Pack), Blob: name, Err: errors.New("no copy of it can be read")}
+}
+
+// foundBlob tells of a blob that a snapshot needs and that cannot be had.
+func (c *check) foundBlob(s Snapshot, o snapshot.Object, err error) {
+	what := fmt.Sprintf("%v of snapshot %s", o.Kind, s.ID.Short())
+	if o.Entry != nil {
+		what = fmt.Sprintf("/%s in snapshot %s", o.Entry.Path(), s.ID.Short())
+	}
+	var d *DamageError
+	name := snapshotName(s.Session, s.ID)
+	if errors.As(err, &d) && d.Name != "" {
+		name = d.Name
+	}
+	c.found(name, o.Name, fmt.Errorf("%s needs it: %w", what, err))
+}

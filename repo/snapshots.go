@@ -1,0 +1,155 @@
+package repo
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"orlop/id"
+	"orlop/seal"
+	"orlop/snapshot"
+	"orlop/store"
+)
+
+// snapshotMagic opens a snapshot object.
+const snapshotMagic = "orlop\x00S1"
+
+// maxSnapshot bounds a snapshot object: it holds no tree, only its root.
+const maxSnapshot = 16 << 20
+
+// A Snapshot is a snapshot and its name.
+type Snapshot struct {
+	ID      id.Snapshot
+	Session id.Session
+	*snapshot.Snapshot
+}
+
+// sealSnapshot lays out a snapshot object: magic, session header, sealed CBOR.
+func (r *Repo) sealSnapshot(session *seal.Session, s *snapshot.Snapshot) ([]byte, error) {
+	plain, err := s.Marshal()
+	if err != nil {
+		return nil, fmt.Errorf("encode the snapshot: %w", err)
+	}
+	return session.SealSnapshot(session.Header().Append([]byte(snapshotMagic)), plain), nil
+}
+
+func (r *Repo) openSnapshot(object []byte) (*snapshot.Snapshot, error) {
+	key, err := r.Key()
+	if err != nil {
+		return nil, err
+	}
+	const head = len(snapshotMagic) + seal.HeaderSize
+	if len(object) < head || !bytes.HasPrefix(object, []byte(snapshotMagic)) {
+		return nil, fmt.Errorf("%w: no %q at its start", ErrFormat, snapshotMagic)
+	}
+	header, err := seal.ParseHeader(object[len(snapshotMagic):head])
+	if err != nil {
+		return nil, err
+	}
+	reader, err := key.OpenSession(r.config.Repository, header)
+	if err != nil {
+		return nil, err
+	}
+	plain, err := reader.OpenSnapshot(nil, object[head:])
+	if err != nil {
+		return nil, err
+	}
+	return snapshot.Unmarshal(plain)
+}
+
+// Snapshots returns the snapshots that are listed now, oldest first, and what
+// is wrong with those that cannot be read. One that was put by a session that
+// was given up before it was acknowledged is not shown.
+func (r *Repo) Snapshots(ctx context.Context) ([]Snapshot, []*DamageError, error) {
+	if _, err := r.Key(); err != nil {
+		return nil, nil, err
+	}
+	var names []store.Info
+	for o, err := range r.store.List(ctx, snapshotPrefix) {
+		if err != nil {
+			return nil, nil, fmt.Errorf("list %s: %w", snapshotPrefix, err)
+		}
+		names = append(names, o)
+	}
+	e, err := r.listEphemeral(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	var (
+		mu     sync.Mutex
+		got    []Snapshot
+		broken []*DamageError
+	)
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(fetchAtOnce)
+	for _, o := range names {
+		g.Go(func() error {
+			s, err := r.readSnapshot(gctx, o)
+			var d *DamageError
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case err == nil && e.fenced[s.Session] && !e.done[s.Session]:
+			case err == nil:
+				got = append(got, s)
+			case errors.As(err, &d):
+				broken = append(broken, d)
+			case errors.Is(err, fs.ErrNotExist): // forgotten meanwhile
+			default:
+				return err
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, nil, err
+	}
+	slices.SortFunc(got, func(a, b Snapshot) int {
+		return cmp.Or(cmp.Compare(a.Finished.Sec, b.Finished.Sec), cmp.Compare(a.Finished.Nsec, b.Finished.Nsec), a.ID.Compare(b.ID))
+	})
+	slices.SortFunc(broken, func(a, b *DamageError) int { return cmp.Compare(a.Name, b.Name) })
+	return got, broken, nil
+}
+
+func (r *Repo) readSnapshot(ctx context.Context, o store.Info) (Snapshot, error) {
+	sid, want, ok := parseSnapshotName(o.Name)
+	if !ok {
+		return Snapshot{}, &DamageError{Name: o.Name, Err: errors.New("this is not a snapshot's name")}
+	}
+	if o.Size > maxSnapshot {
+		return Snapshot{}, &DamageError{Name: o.Name, Err: fmt.Errorf("%d bytes are too many for a snapshot", o.Size)}
+	}
+	object, err := r.store.Get(ctx, o.Name, 0, -1)
+	if err != nil {
+		return Snapshot{}, fmt.Errorf("get %s: %w", o.Name, err)
+	}
+	if id.Sum[id.Snapshot](object) != want {
+		return Snapshot{}, &DamageError{Name: o.Name, Err: errors.New("its bytes do not have its name")}
+	}
+	s, err := r.openSnapshot(object)
+	if err != nil {
+		return Snapshot{}, &DamageError{Name: o.Name, Err: err}
+	}
+	return Snapshot{ID: want, Session: sid, Snapshot: s}, nil
+}
+
+// HasSnapshot reports whether a snapshot is still listed.
+func (r *Repo) HasSnapshot(ctx context.Context, sid id.Session, s id.Snapshot) (bool, error) {
+	want := snapshotName(sid, s)
+	for o, err := range r.store.List(ctx, want) {
+		if err != nil {
+			return false, fmt.Errorf("list %s: %w", want, err)
+		}
+		if o.Name == want {
+			return true, nil
+		}
+	}
+	return false, nil
+}

@@ -1,0 +1,313 @@
+package repo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"slices"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"orlop/id"
+	"orlop/index"
+	"orlop/pack"
+	"orlop/seal"
+)
+
+// A view is what the last listings of the store showed.
+type view struct {
+	segments map[id.Segment]int // readable listed segments and their tiers
+	packs    map[id.Pack]int64  // listed packs and their sizes
+	broken   []*DamageError     // listed segments that cannot be read
+	orphans  []id.Pack          // listed packs that no readable segment lists
+	strays   map[id.Blob]index.Location
+	loaded   bool // strays were read from the directories of orphans
+}
+
+// fetchAtOnce is how many small objects are asked for at a time: enough to
+// hide a round trip, few enough for a home server.
+const fetchAtOnce = 8
+
+// addBatch bounds the segment bytes decoded at a time when an index is
+// rebuilt; decoded they take a few times as much memory.
+const addBatch = 32 << 20
+
+// Refresh brings the index up to what the store lists now. A reader lists
+// snapshots first and refreshes then: whatever a listed snapshot needs was
+// indexed before the snapshot was put.
+func (r *Repo) Refresh(ctx context.Context) error { return r.refresh(ctx, nil) }
+
+// refresh lists segments, fetches those that are new, and lists packs. From
+// then on the index answers with what is listed, indexed and not condemned.
+func (r *Repo) refresh(ctx context.Context, condemned map[id.Pack]bool) error {
+	// A segment can go while its successor arrives: then list again. That
+	// takes a prune each time, so a handful of tries is plenty.
+	for try := 0; ; try++ {
+		v, gone, err := r.readSegments(ctx)
+		if err != nil {
+			return err
+		}
+		if gone && try < 8 {
+			continue
+		}
+		if gone {
+			return fmt.Errorf("list %s: its segments go faster than they can be read", indexPrefix)
+		}
+		v.packs = map[id.Pack]int64{}
+		for o, err := range r.store.List(ctx, packPrefix) {
+			if err != nil {
+				return fmt.Errorf("list %s: %w", packPrefix, err)
+			}
+			p, err := id.Parse[id.Pack](string(o.Name[len(packPrefix):]))
+			if err == nil && !condemned[p] {
+				v.packs[p] = o.Size
+			}
+		}
+		return r.adopt(v)
+	}
+}
+
+// adopt makes v the view that lookups are answered by.
+func (r *Repo) adopt(v *view) error {
+	r.restrict(v)
+	indexed := map[id.Pack]bool{}
+	for p, err := range r.index.Packs() {
+		if err != nil {
+			return fmt.Errorf("read the local index: %w", err)
+		}
+		indexed[p.ID] = true
+	}
+	for p := range v.packs {
+		if !indexed[p] {
+			v.orphans = append(v.orphans, p)
+		}
+	}
+	slices.SortFunc(v.orphans, id.Pack.Compare)
+	r.mu.Lock()
+	r.view = *v
+	r.mu.Unlock()
+	return nil
+}
+
+func (r *Repo) restrict(v *view) {
+	listed := make(map[id.Segment]bool, len(v.segments))
+	for s := range v.segments {
+		listed[s] = true
+	}
+	usable := make(map[id.Pack]bool, len(v.packs))
+	for p := range v.packs {
+		usable[p] = true
+	}
+	r.index.Restrict(listed, usable)
+}
+
+// readSegments lists segments and adds to the local index those it does not
+// cover. gone reports that one vanished in between.
+func (r *Repo) readSegments(ctx context.Context) (v *view, gone bool, err error) {
+	v = &view{segments: map[id.Segment]int{}}
+	sizes := map[id.Segment]int64{}
+	for o, err := range r.store.List(ctx, indexPrefix) {
+		if err != nil {
+			return nil, false, fmt.Errorf("list %s: %w", indexPrefix, err)
+		}
+		if tier, s, ok := parseSegmentName(o.Name); ok {
+			v.segments[s], sizes[s] = tier, o.Size
+		}
+	}
+	covered := r.index.Covered()
+	// Higher tiers first: what they replace need not be fetched.
+	missing := slices.SortedFunc(maps.Keys(v.segments), func(a, b id.Segment) int {
+		if d := v.segments[b] - v.segments[a]; d != 0 {
+			return d
+		}
+		return a.Compare(b)
+	})
+	missing = slices.DeleteFunc(missing, func(s id.Segment) bool { return covered[s] })
+	for len(missing) > 0 {
+		n, bytes, tier := 0, int64(0), v.segments[missing[0]]
+		for n < len(missing) && v.segments[missing[n]] == tier && (n == 0 || bytes < addBatch) {
+			bytes += sizes[missing[n]]
+			n++
+		}
+		got, gone, err := r.fetchSegments(ctx, v, missing[:n])
+		if err != nil || gone {
+			return nil, gone, err
+		}
+		missing = missing[n:]
+		for _, s := range got {
+			for _, old := range s.Replaces {
+				if _, listed := v.segments[old]; listed && !covered[old] && got[old] == nil {
+					// Its packs are in this one: remember it as seen.
+					got[old] = &index.Segment{}
+				}
+			}
+		}
+		missing = slices.DeleteFunc(missing, func(s id.Segment) bool { return got[s] != nil })
+		if len(got) == 0 {
+			continue
+		}
+		if err := r.index.Add(got); err != nil {
+			return nil, false, fmt.Errorf("add to the local index: %w", err)
+		}
+	}
+	return v, false, nil
+}
+
+// fetchSegments reads and opens segments. One that is damaged is noted in v
+// and no longer counts as listed; one of a writer whose index this key cannot
+// open likewise, without a note.
+func (r *Repo) fetchSegments(ctx context.Context, v *view, which []id.Segment) (map[id.Segment]*index.Segment, bool, error) {
+	var (
+		mu   sync.Mutex
+		got  = map[id.Segment]*index.Segment{}
+		gone bool
+	)
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(fetchAtOnce)
+	for _, s := range which {
+		name := segmentName(v.segments[s], s)
+		g.Go(func() error {
+			data, err := r.store.Get(gctx, name, 0, -1)
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("get %s: %w", name, err)
+			}
+			var opened *index.Segment
+			wrong := errors.New("its bytes do not have its name")
+			if err == nil && id.Sum[id.Segment](data) == s {
+				opened, wrong = index.OpenSegment(r.config.Repository, data, r.indexKey)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case err != nil:
+				gone = true
+			case wrong == nil:
+				got[s] = opened
+			case errors.Is(wrong, seal.ErrPutOnly):
+				delete(v.segments, s)
+			default:
+				delete(v.segments, s)
+				v.broken = append(v.broken, &DamageError{Name: name, Err: wrong})
+				r.log.Warn("an index segment is damaged", "segment", name, "error", wrong)
+			}
+			return nil
+		})
+	}
+	err := g.Wait()
+	return got, gone, err
+}
+
+func (r *Repo) indexKey(w seal.Writer) (*seal.IndexKey, error) {
+	return r.sealer.IndexKey(r.config.Repository, w)
+}
+
+// directory reads a pack's own table of contents.
+func (r *Repo) directory(ctx context.Context, p id.Pack, size int64) (index.PackInfo, error) {
+	const headerSize, trailerSize = int64(pack.HeaderSize), int64(pack.TrailerSize)
+	none := index.PackInfo{}
+	name := packName(p)
+	damaged := func(err error) (index.PackInfo, error) {
+		if errors.Is(err, pack.ErrFormat) || errors.Is(err, seal.ErrOpen) || errors.Is(err, seal.ErrFormat) {
+			err = &DamageError{Name: name, Err: err}
+		}
+		return none, err
+	}
+	if size < headerSize+trailerSize {
+		return none, &DamageError{Name: name, Err: fmt.Errorf("%d bytes are too few for a pack", size)}
+	}
+	get := func(off, n int64) ([]byte, error) {
+		data, err := r.store.Get(ctx, name, off, n)
+		if err != nil {
+			return nil, fmt.Errorf("get %s: %w", name, err)
+		}
+		return data, nil
+	}
+	trailer, err := get(size-trailerSize, trailerSize)
+	if err != nil {
+		return none, err
+	}
+	off, n, err := pack.Locate(trailer, size)
+	if err != nil {
+		return damaged(err)
+	}
+	head, err := get(0, headerSize)
+	if err != nil {
+		return none, err
+	}
+	dir, err := get(off, n)
+	if err != nil {
+		return none, err
+	}
+	header, boxes, err := pack.OpenDirectory(r.config.Repository, size, head, dir, r.indexKey)
+	if err != nil {
+		return damaged(err)
+	}
+	return index.PackInfo{ID: p, Size: size, Header: header, Boxes: boxes}, nil
+}
+
+// directories reads the directories of packs that no segment lists: of a
+// writer that was killed before its segment, or of one still at work, or of a
+// segment that was lost. One that cannot be read is left out; if a snapshot
+// needs it, check says so.
+func (r *Repo) directories(ctx context.Context, which []id.Pack, sizes map[id.Pack]int64) ([]index.PackInfo, error) {
+	var (
+		mu  sync.Mutex
+		got []index.PackInfo
+	)
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(fetchAtOnce)
+	for _, p := range which {
+		g.Go(func() error {
+			info, err := r.directory(gctx, p, sizes[p])
+			switch {
+			case errors.Is(err, seal.ErrPutOnly), errors.Is(err, fs.ErrNotExist):
+				return nil
+			case errors.Is(err, ErrDamaged):
+				r.log.Warn("a pack is damaged", "error", err)
+				return nil
+			case err != nil:
+				return err
+			}
+			mu.Lock()
+			got = append(got, info)
+			mu.Unlock()
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	slices.SortFunc(got, func(a, b index.PackInfo) int { return a.ID.Compare(b.ID) })
+	return got, nil
+}
+
+// stray looks a blob up in the directories of the orphans.
+func (r *Repo) stray(ctx context.Context, name id.Blob) (index.Location, bool, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.loaded {
+		packs, err := r.directories(ctx, r.orphans, r.packs)
+		if err != nil {
+			return index.Location{}, false, err
+		}
+		r.strays = map[id.Blob]index.Location{}
+		for i := range packs {
+			p := &packs[i]
+			for _, b := range p.Boxes {
+				for place, blob := range b.Blobs {
+					r.strays[blob.Name] = index.Location{
+						Pack: p.ID, Size: p.Size, Header: &p.Header,
+						Offset: b.Offset, Length: b.Length, Codec: b.Codec, Raw: b.Raw,
+						Place: place, Kind: blob.Kind,
+					}
+				}
+			}
+		}
+		r.loaded = true
+	}
+	at, ok := r.strays[name]
+	return at, ok, nil
+}

@@ -1,0 +1,368 @@
+// Package restore turns a snapshot back into files.
+//
+// The host walks the tree and sends entries to the agent in walk order. The
+// blobs that files need are gathered in windows, fetched in the order of the
+// packs, and written wherever they belong, in whatever order they arrive; a
+// file is finished when its last piece was written. Directories get their
+// metadata last, from the agent.
+package restore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"orlop/agent"
+	"orlop/id"
+	"orlop/repo"
+	"orlop/snapshot"
+)
+
+// A window is what is fetched in one sweep over the packs. A larger one reads
+// more in order; a smaller one holds less: some 100 bytes a ref.
+const (
+	windowRefs  = 1 << 14
+	windowBytes = 256 << 20
+	windows     = 2 // one is fetched while the next is gathered
+)
+
+// maxExtents bounds the map of a file's holes, which is held in memory. The
+// densest file that was seen had a hole every 8 KiB: that is 64 GiB of file.
+const maxExtents = 8 << 20
+
+// problems bounds the list; all are counted.
+const problems = 1000
+
+// Options are what a user can choose for one restore.
+type Options struct {
+	Progress func(Progress)
+}
+
+// Progress is how far a restore has come.
+type Progress struct{ Files, Bytes, FilesTotal, BytesTotal uint64 }
+
+// A Summary is what a restore did.
+type Summary struct {
+	Files, Dirs, Others, Bytes uint64 // restored, bytes being the logical size
+	BytesWritten               uint64
+	Problems                   []snapshot.Problem // the first of them
+	ProblemCount               uint64
+	Duration                   time.Duration
+}
+
+// Run restores the tree at root into the directory target, as the agent names
+// it, which exists and is empty. An error means that the target is incomplete;
+// what could not be restored of single files is in the summary.
+func Run(ctx context.Context, r *repo.Repo, c *agent.Client, root snapshot.Root, target string, opt Options) (*Summary, error) {
+	started := time.Now()
+	j := &job{repo: r, opt: opt, root: root, first: map[[16]byte]string{}}
+	out, err := c.Restore(ctx, agent.RestoreRequest{
+		Root:    target,
+		Problem: func(_ uint64, path, what string) { j.problem(path, what) },
+	})
+	if err != nil {
+		return nil, fmt.Errorf("restore: %w", err)
+	}
+	j.out = out
+	if err := j.run(ctx); err != nil {
+		out.Abort()
+		return nil, fmt.Errorf("restore: %w", err)
+	}
+	totals, err := out.End()
+	if err != nil {
+		return nil, fmt.Errorf("restore: %w", err)
+	}
+	j.sum.BytesWritten = totals.Bytes
+	j.sum.Duration = time.Since(started)
+	return &j.sum, nil
+}
+
+type job struct {
+	repo *repo.Repo
+	opt  Options
+	root snapshot.Root
+	out  *agent.Restore
+
+	first map[[16]byte]string // hard-link groups: the path that was made first
+	next  *sweep              // being gathered
+	flush func()              // begins to fetch next, and a new one
+
+	mu  sync.Mutex
+	sum Summary
+}
+
+// A file is a regular file whose content is on its way.
+type file struct {
+	n     uint64
+	path  string
+	size  uint64
+	mu    sync.Mutex
+	left  int  // pieces not yet written
+	whole bool // all pieces are known
+	bad   error
+}
+
+// A piece is a blob's place in a file: parts of the blob go to parts of the
+// file, around its holes.
+type piece struct {
+	file   *file
+	length uint64
+	parts  []part
+}
+
+type part struct {
+	from, length uint64 // of the blob
+	to           uint64 // in the file
+}
+
+func newSweep() *sweep { return &sweep{pieces: map[id.Blob][]piece{}} }
+
+// A sweep is the pieces of one window by blob.
+type sweep struct {
+	names  []id.Blob
+	pieces map[id.Blob][]piece
+	refs   int
+	bytes  uint64
+}
+
+// run walks the tree and keeps the fetching of one window behind it.
+func (j *job) run(ctx context.Context) error {
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(windows)
+	j.next = newSweep()
+	j.flush = func() {
+		full := j.next
+		j.next = newSweep()
+		g.Go(func() error { return j.fetch(gctx, full) })
+	}
+	err := j.walk(gctx)
+	if err == nil {
+		j.flush()
+	}
+	// What a worker found wrong explains why the walk was cancelled.
+	if werr := g.Wait(); werr != nil && (err == nil || errors.Is(err, context.Canceled)) {
+		err = werr
+	}
+	return err
+}
+
+func (j *job) walk(ctx context.Context) error {
+	for e, err := range snapshot.Walk(ctx, j.repo, j.root) {
+		if damaged(err) {
+			// What is below a damaged node is lost; what is behind it is not.
+			j.problem("", err.Error())
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if err := j.entry(ctx, e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// damaged tells stored bytes that are wrong from a store that does not answer.
+func damaged(err error) bool {
+	return errors.Is(err, repo.ErrDamaged) || errors.Is(err, snapshot.ErrFormat)
+}
+
+// entry sends one entry to the agent.
+func (j *job) entry(ctx context.Context, e *snapshot.Entry) error {
+	if first, ok := j.first[e.Group]; ok && e.Group != ([16]byte{}) {
+		if _, err := j.out.Link(e, first); err != nil {
+			return err
+		}
+		j.count(e)
+		return nil
+	}
+	xattrs, extents, err := j.details(ctx, e)
+	if damaged(err) {
+		j.problem(e.Path(), err.Error())
+		if e.Type == snapshot.File {
+			return nil // without its map nobody knows where its bytes go
+		}
+		err = nil
+	}
+	if err != nil {
+		return err
+	}
+	n, err := j.out.Add(e, xattrs, extents)
+	if err != nil {
+		return err
+	}
+	if e.Group != ([16]byte{}) {
+		j.first[e.Group] = e.Path()
+	}
+	if e.Type != snapshot.File {
+		j.count(e)
+		return nil
+	}
+	return j.content(ctx, e, n, extents)
+}
+
+// details reads what did not fit into the entry.
+func (j *job) details(ctx context.Context, e *snapshot.Entry) ([]snapshot.Xattr, []snapshot.Extent, error) {
+	xattrs, err := e.LoadXattrs(ctx, j.repo)
+	if err != nil {
+		return nil, nil, fmt.Errorf("its extended attributes: %w", err)
+	}
+	if e.Type != snapshot.File {
+		return xattrs, nil, nil
+	}
+	var extents []snapshot.Extent
+	for x, err := range e.LoadExtents(ctx, j.repo) {
+		if err == nil && len(extents) == maxExtents {
+			err = fmt.Errorf("%w: more than %d extents", snapshot.ErrFormat, maxExtents)
+		}
+		if err != nil {
+			return xattrs, nil, fmt.Errorf("its map of holes: %w", err)
+		}
+		extents = append(extents, x)
+	}
+	return xattrs, extents, nil
+}
+
+// content plans where a file's bytes go.
+func (j *job) content(ctx context.Context, e *snapshot.Entry, n uint64, extents []snapshot.Extent) error {
+	f := &file{n: n, path: e.Path(), size: e.Size}
+	place := placer{extents: extents}
+	if e.Content.IsZero() {
+		for _, p := range place.take(uint64(len(e.Inline))) {
+			if err := j.out.Write(n, int64(p.to), e.Inline[p.from:p.from+p.length]); err != nil {
+				return err
+			}
+		}
+		return j.settle(f, 0, true, nil)
+	}
+	for ref, err := range snapshot.Refs(ctx, j.repo, e.Content) {
+		if damaged(err) {
+			return j.settle(f, 0, true, err)
+		}
+		if err != nil {
+			return err
+		}
+		f.mu.Lock()
+		f.left++
+		f.mu.Unlock()
+		if j.next.refs >= windowRefs || j.next.bytes >= windowBytes {
+			j.flush()
+		}
+		w := j.next
+		if w.pieces[ref.Name] == nil {
+			w.names = append(w.names, ref.Name)
+		}
+		w.pieces[ref.Name] = append(w.pieces[ref.Name], piece{f, ref.Length, place.take(ref.Length)})
+		w.refs++
+		w.bytes += ref.Length
+	}
+	return j.settle(f, 0, true, nil)
+}
+
+// A placer lays a file's stream over its data extents.
+type placer struct {
+	extents []snapshot.Extent
+	used    uint64 // of the first extent
+}
+
+func (p *placer) take(n uint64) (parts []part) {
+	for from := uint64(0); from < n && len(p.extents) > 0; {
+		x := p.extents[0]
+		k := min(n-from, x.Length-p.used)
+		parts = append(parts, part{from, k, x.Offset + p.used})
+		from, p.used = from+k, p.used+k
+		if p.used == x.Length {
+			p.extents, p.used = p.extents[1:], 0
+		}
+	}
+	return parts
+}
+
+// fetch reads the blobs of one window and writes them where they belong.
+func (j *job) fetch(ctx context.Context, w *sweep) error {
+	return j.repo.Fetch(ctx, w.names, func(name id.Blob, data []byte, bad error) error {
+		if bad != nil && !errors.Is(bad, repo.ErrDamaged) {
+			return bad // the store, not the data
+		}
+		for _, p := range w.pieces[name] {
+			why := bad
+			if why == nil && uint64(len(data)) != p.length {
+				why = fmt.Errorf("blob %s has %d bytes, not %d", name.Short(), len(data), p.length)
+			}
+			if why == nil {
+				for _, x := range p.parts {
+					if err := j.out.Write(p.file.n, int64(x.to), data[x.from:x.from+x.length]); err != nil {
+						return err
+					}
+				}
+			}
+			if err := j.settle(p.file, 1, false, why); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// settle notes that pieces of f were dealt with, or that all are known, and
+// finishes f when nothing is left to do. A file that lacks a piece is taken
+// away again: half a file must not pass for one.
+func (j *job) settle(f *file, pieces int, whole bool, bad error) error {
+	f.mu.Lock()
+	f.left -= pieces
+	f.whole = f.whole || whole
+	if f.bad == nil {
+		f.bad = bad
+	}
+	over, bad := f.whole && f.left == 0, f.bad
+	f.mu.Unlock()
+	if !over {
+		return nil
+	}
+	if bad != nil {
+		j.problem(f.path, bad.Error())
+		return j.out.Discard(f.n)
+	}
+	j.mu.Lock()
+	j.sum.Files++
+	j.sum.Bytes += f.size
+	j.report()
+	j.mu.Unlock()
+	return j.out.Finish(f.n)
+}
+
+func (j *job) count(e *snapshot.Entry) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	switch e.Type {
+	case snapshot.Dir:
+		j.sum.Dirs++
+	case snapshot.File:
+		j.sum.Files++
+		j.sum.Bytes += e.Size
+	default:
+		j.sum.Others++
+	}
+	j.report()
+}
+
+// report tells how far the restore is. j.mu is held.
+func (j *job) report() {
+	if j.opt.Progress != nil {
+		j.opt.Progress(Progress{j.sum.Files, j.sum.Bytes, j.root.Files, j.root.Bytes})
+	}
+}
+
+func (j *job) problem(path, what string) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.sum.ProblemCount++
+	if len(j.sum.Problems) < problems {
+		j.sum.Problems = append(j.sum.Problems, snapshot.Problem{Path: path, Reason: what})
+	}
+}
