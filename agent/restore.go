@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -67,7 +68,7 @@ type Restore struct {
 
 	// The tree.
 	next  uint64
-	last  *snapshot.Entry
+	last  struct{ dir, name string }
 	rungs []*rung
 	live  map[uint64]*node // entries that the agent is not done with, and the directory each holds up
 	open  map[uint64]int   // files neither finished nor discarded, and what they weigh
@@ -86,7 +87,13 @@ const idle = 64 << 10
 type rung struct {
 	path string
 	node *node
-	dirs []*node // in it, that the walk has not reached yet
+
+	// The directories in it that the walk has not reached yet: the first, and
+	// the others as uvarint number, entry, bytes xattrs. There may be millions,
+	// and all of them are known before the first is done.
+	first *node
+	dirs  []byte
+	read  int // bytes of dirs that are of no more use
 }
 
 // A node is a directory whose metadata is due: when the walk is past what is
@@ -184,8 +191,8 @@ func (r *Restore) Add(e *snapshot.Entry, xattrs []snapshot.Xattr, extents []snap
 	if err := r.wait(); err != nil {
 		return 0, err
 	}
-	if r.last != nil && snapshot.Compare(r.last.Dir, r.last.Name, e.Dir, e.Name) >= 0 {
-		return 0, fmt.Errorf("add %s: %w: it belongs before %s", e.Path(), snapshot.ErrFormat, r.last.Path())
+	if err := r.follows(e); err != nil {
+		return 0, fmt.Errorf("add %s: %w", e.Path(), err)
 	}
 	n := r.next
 	if e.Type == snapshot.File {
@@ -197,16 +204,17 @@ func (r *Restore) Add(e *snapshot.Entry, xattrs []snapshot.Xattr, extents []snap
 		r.open[n] = weight
 	}
 	r.next++
-	r.last = e
+	r.last.dir, r.last.name = e.Dir, e.Name
 
 	if e.IsRoot() {
 		top := r.rungs[0].node
-		top.n, top.entry, top.xattrs = n, e, xattrs
+		own := *e
+		top.n, top.entry, top.xattrs = n, &own, xattrs
 	} else {
 		r.move(e.Dir)
 		l := r.rungs[len(r.rungs)-1]
 		if e.Type == snapshot.Dir {
-			l.dirs = append(l.dirs, &node{parent: l.node, n: n, entry: e, xattrs: xattrs})
+			l.push(n, e, xattrs)
 		} else {
 			r.live[n] = l.node
 			l.node.waits++
@@ -226,6 +234,14 @@ func (r *Restore) Add(e *snapshot.Entry, xattrs []snapshot.Xattr, extents []snap
 	}
 	r.filled()
 	return n, nil
+}
+
+// follows says whether e is in order after the entry before it.
+func (r *Restore) follows(e *snapshot.Entry) error {
+	if r.next > 0 && snapshot.Compare(r.last.dir, r.last.name, e.Dir, e.Name) >= 0 {
+		return fmt.Errorf("%w: it belongs before %s/%s", snapshot.ErrFormat, r.last.dir, r.last.name)
+	}
+	return nil
 }
 
 // inline writes the content that an entry holds itself, which is that of its
@@ -260,12 +276,12 @@ func (r *Restore) Link(e *snapshot.Entry, first string) (uint64, error) {
 	if err := r.wait(); err != nil {
 		return 0, err
 	}
-	if r.last != nil && snapshot.Compare(r.last.Dir, r.last.Name, e.Dir, e.Name) >= 0 {
-		return 0, fmt.Errorf("link %s: %w: it belongs before %s", e.Path(), snapshot.ErrFormat, r.last.Path())
+	if err := r.follows(e); err != nil {
+		return 0, fmt.Errorf("link %s: %w", e.Path(), err)
 	}
 	n := r.next
 	r.next++
-	r.last = e
+	r.last.dir, r.last.name = e.Dir, e.Name
 	r.move(e.Dir)
 	at := r.rungs[len(r.rungs)-1].node
 	r.live[n] = at
@@ -395,14 +411,12 @@ func (r *Restore) move(dir string) {
 			end++
 		}
 		next := &node{parent: top.node}
-		for len(top.dirs) > 0 && top.dirs[0].entry.Name <= dir[start:end] {
-			if top.dirs[0].entry.Name == dir[start:end] {
-				next = top.dirs[0]
+		for top.first != nil && top.first.entry.Name <= dir[start:end] {
+			if d := top.pop(); d.entry.Name == dir[start:end] {
+				next = d
 			} else {
-				r.dress(top.dirs[0]) // the walk has passed it: it is empty
+				r.dress(d) // the walk has passed it: it is empty
 			}
-			top.dirs[0] = nil
-			top.dirs = top.dirs[1:]
 		}
 		next.waits = 1
 		top.node.waits++
@@ -414,10 +428,52 @@ func (r *Restore) move(dir string) {
 func (r *Restore) leave() {
 	top := r.rungs[len(r.rungs)-1]
 	r.rungs = r.rungs[:len(r.rungs)-1]
-	for _, d := range top.dirs {
-		r.dress(d)
+	for top.first != nil {
+		r.dress(top.pop())
 	}
 	r.release(top.node)
+}
+
+// push adds a directory to those not reached yet.
+func (l *rung) push(n uint64, e *snapshot.Entry, xattrs []snapshot.Xattr) {
+	if len(e.Xattrs) > 0 {
+		xattrs = nil
+	}
+	l.dirs = binary.AppendUvarint(l.dirs, n)
+	l.dirs, _ = snapshot.AppendEntry(l.dirs, l.path, e) // valid, as Add saw
+	l.dirs = appendBytes(l.dirs, snapshot.EncodeXattrs(xattrs))
+	if l.first == nil {
+		l.shift()
+	}
+}
+
+// pop takes the first of the directories not reached yet, and there is one.
+func (l *rung) pop() *node {
+	d := l.first
+	l.shift()
+	return d
+}
+
+func (l *rung) shift() {
+	l.first = nil
+	if l.read > len(l.dirs)/2 {
+		l.dirs = append(l.dirs[:0], l.dirs[l.read:]...)
+		l.read = 0
+	}
+	p := l.dirs[l.read:]
+	if len(p) == 0 {
+		return
+	}
+	d := decoder{p: p}
+	n := d.uvarint(1<<64 - 1)
+	e, rest, err := snapshot.ParseEntry(d.p, l.path)
+	d.p = rest
+	xattrs, err2 := snapshot.DecodeXattrs(d.bytes(2 * snapshot.MaxXattrSet))
+	if err := errors.Join(err, err2, d.err); err != nil {
+		panic(err) // we wrote it
+	}
+	l.read = len(l.dirs) - len(d.p)
+	l.first = &node{parent: l.node, n: n, entry: e, xattrs: xattrs}
 }
 
 // release takes away one thing that n waits for, and sets its metadata if that
