@@ -23,7 +23,7 @@ func whole() *Snapshot {
 		Started: Time{1_700_000_000, 1}, Finished: Time{-5, maxNsec},
 		Root:     Root{id.Blob{1}, 16_000, 2, 100, 90, 1 << 40},
 		Previous: id.Snapshot{2}, Sequence: 7, Tags: []string{"daily", "é"},
-		Totals: Totals{90, 5, 5, 1 << 40}, Consistency: "paused",
+		Totals: Totals{Files: 90, Dirs: 5, Others: 5, Bytes: 1 << 40, Devices: 2}, Consistency: "paused",
 		Skipped: []Problem{{"a/\xff\xfe", "it vanished"}}, SkippedCount: 1,
 		Torn: []Problem{{"b", "it grew"}}, TornCount: 4000,
 		ClassRules: 1, Version: "0.1.0", Partial: true,
