@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -418,8 +419,8 @@ func TestManyExtentsAndXattrsCross(t *testing.T) {
 	}
 	r.finish("f: 1 of 200000 bytes of content were written")
 	for _, path := range []string{"f", "g"} {
-		if diff := cmp.Diff(xattrs, seen(t, root, path).Xattrs); diff != "" {
-			t.Errorf("xattrs of %s (-want +got):\n%s", path, diff)
+		if got := seen(t, root, path).Xattrs; !reflect.DeepEqual(got, xattrs) {
+			t.Errorf("%s has %d other xattrs", path, len(got))
 		}
 	}
 }
