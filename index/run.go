@@ -1,0 +1,541 @@
+package index
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"runtime/debug"
+	"slices"
+	"sort"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"go.etcd.io/bbolt"
+	bberrors "go.etcd.io/bbolt/errors"
+
+	"orlop/box"
+	"orlop/id"
+	"orlop/pack"
+	"orlop/seal"
+)
+
+// The head of a run is one value in a bucket of its own, with a BLAKE3 at its
+// end. It is written last: a file without it was never finished.
+//
+//	magic[8] repository[32] rows[tables]u64 boxes u64 segments u32 segment[32]... sum[32]
+const (
+	headMagic = "orlop\x00L1"
+	headFixed = len(headMagic) + id.Size + 8*int(tables) + 8 + 4 + 32
+)
+
+var (
+	headBucket = []byte("h")
+	valueKey   = []byte("v")
+
+	errForeign = errors.New("local index of another repository")
+	errEmpty   = errors.New("empty file")
+)
+
+type head struct {
+	rows     [tables]int
+	boxes    int // all, to end the last pack's
+	segments []id.Segment
+}
+
+func (h *head) append(dst []byte, repo id.Repository) []byte {
+	dst = append(dst, headMagic...)
+	dst = append(dst, repo[:]...)
+	for _, n := range h.rows {
+		dst = binary.LittleEndian.AppendUint64(dst, uint64(n))
+	}
+	dst = binary.LittleEndian.AppendUint64(dst, uint64(h.boxes))
+	dst = binary.LittleEndian.AppendUint32(dst, uint32(len(h.segments)))
+	for _, s := range h.segments {
+		dst = append(dst, s[:]...)
+	}
+	sum := id.Sum[[32]byte](dst)
+	return append(dst, sum[:]...)
+}
+
+func parseHead(p []byte, repo id.Repository) (*head, error) {
+	if len(p) < headFixed || string(p[:len(headMagic)]) != headMagic {
+		return nil, fmt.Errorf("%w: no head", ErrDamaged)
+	}
+	body, want := p[:len(p)-32], p[len(p)-32:]
+	if sum := id.Sum[[32]byte](body); !bytes.Equal(sum[:], want) {
+		return nil, fmt.Errorf("%w: head", ErrDamaged)
+	}
+	if body = body[len(headMagic):]; !bytes.Equal(body[:id.Size], repo[:]) {
+		return nil, errForeign
+	}
+	body = body[id.Size:]
+	h := new(head)
+	for i := range h.rows {
+		h.rows[i] = int(binary.LittleEndian.Uint64(body))
+		body = body[8:]
+	}
+	h.boxes = int(binary.LittleEndian.Uint64(body))
+	n := int(binary.LittleEndian.Uint32(body[8:]))
+	if body = body[12:]; len(body) != n*id.Size {
+		return nil, fmt.Errorf("%w: head of %d segments", ErrDamaged, n)
+	}
+	for s := range slices.Chunk(body, id.Size) {
+		h.segments = append(h.segments, id.Segment(s))
+	}
+	return h, nil
+}
+
+// seedOf returns what the sums of a run of these segments begin with.
+func seedOf(repo id.Repository, segments []id.Segment) uint32 {
+	name := runName(repo, segments)
+	return binary.LittleEndian.Uint32(name[:])
+}
+
+// runName returns the name of the run that covers segments, which are sorted.
+// Two processes that make the same run give it the same name.
+func runName(repo id.Repository, segments []id.Segment) (name [16]byte) {
+	h := id.NewHash()
+	_, _ = h.Write(repo[:])
+	for _, s := range segments {
+		_, _ = h.Write(s[:])
+	}
+	sum := h.Sum()
+	copy(name[:], sum[:])
+	return name
+}
+
+// A run is one local file, open: the blobs of some segments, sorted by name.
+// Its methods may be called concurrently while it is not closed.
+type run struct {
+	path     string
+	db       *bbolt.DB
+	tx       *bbolt.Tx // for as long as the run is open: nobody ever writes
+	segments []id.Segment
+	t        [tables]table
+	boxes    int
+
+	// Small columns, checked and copied when the run was opened.
+	first []uint32 // first box of each pack
+	fence []uint64 // first bytes of the first name of each block
+
+	headers []atomic.Pointer[seal.Header]
+
+	// Guarded by Index.mu, the slices never changed once set.
+	use    bitset // packs that count; nil: all
+	judged bool   // use is from a Restrict that came after the run
+	broken error  // noticed where no error could be returned
+	pins   int    // iterations and merges under way
+	gone   bool   // to be closed with the last pin
+}
+
+// A bitset is a set of packs by their row; nil holds all.
+type bitset []uint64
+
+func (b bitset) has(i int) bool { return b == nil || b[i/64]&(1<<(i%64)) != 0 }
+
+// openRun opens the file at path. Its errors are fs.ErrNotExist, errForeign,
+// ErrDamaged (to be deleted), or others that say nothing of the file.
+func openRun(path string, repo id.Repository) (*run, error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	r := &run{path: path}
+	var file *os.File
+	orderly := false
+	err := func() (err error) {
+		defer caught(&err)
+		err = r.open(repo, &file)
+		orderly = true
+		return err
+	}()
+	switch {
+	case err == nil:
+		return r, nil
+	case orderly:
+		r.close()
+	case file != nil:
+		// bbolt panicked and may hold its own locks: only the descriptor, and
+		// with it the lock on the file, can be given back.
+		_ = file.Close()
+	}
+	return nil, err
+}
+
+func (r *run) open(repo id.Repository, file **os.File) (err error) {
+	r.db, err = bbolt.Open(r.path, 0, &bbolt.Options{
+		ReadOnly: true,
+		// Nobody writes to a file of this name. If some program does all the
+		// same, do without the file instead of waiting.
+		Timeout:      time.Nanosecond,
+		NoStatistics: true,
+		OpenFile: func(name string, flag int, mode os.FileMode) (*os.File, error) {
+			f, err := os.OpenFile(name, flag, mode)
+			*file = f
+			if err != nil {
+				return nil, err
+			}
+			// bbolt would begin to write to it.
+			if info, err := f.Stat(); err != nil || info.Size() == 0 {
+				return nil, cmp.Or(err, errEmpty)
+			}
+			return f, nil
+		},
+	})
+	if err != nil {
+		var errno syscall.Errno
+		if errors.As(err, &errno) || errors.Is(err, bberrors.ErrTimeout) {
+			return err
+		}
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	if r.tx, err = r.db.Begin(false); err != nil {
+		return err
+	}
+	info, err := (*file).Stat()
+	if err != nil {
+		return err
+	}
+	if info.Size() < r.tx.Size() {
+		return fmt.Errorf("%w: %d bytes of %d", ErrDamaged, info.Size(), r.tx.Size())
+	}
+	return r.load(repo)
+}
+
+func (r *run) value(bucket []byte) []byte {
+	if b := r.tx.Bucket(bucket); b != nil {
+		return b.Get(valueKey)
+	}
+	return nil
+}
+
+// load finds the tables and reads the small ones.
+func (r *run) load(repo id.Repository) error {
+	h, err := parseHead(r.value(headBucket), repo)
+	if err != nil {
+		return err
+	}
+	r.segments, r.boxes = h.segments, h.boxes
+	seed := seedOf(repo, h.segments)
+	for k := range tables {
+		t := &r.t[k]
+		*t = table{of: k, seed: seed, rows: h.rows[k]}
+		for left, i := k.bytes(t.rows), 0; left > 0; i++ {
+			c := r.value(k.bucket(i))
+			if len(c) != min(left, chunkSize) {
+				return fmt.Errorf("%w: table %d, chunk %d is of %d bytes", ErrDamaged, k, i, len(c))
+			}
+			t.chunks = append(t.chunks, c)
+			left -= len(c)
+		}
+	}
+	r.headers = make([]atomic.Pointer[seal.Header], h.rows[tSessions])
+	r.first = make([]uint32, 0, h.rows[tFirst])
+	for s := r.scan(tFirst); ; {
+		p, err := s.row()
+		if err != nil {
+			return err
+		}
+		if p == nil {
+			break
+		}
+		r.first = append(r.first, binary.LittleEndian.Uint32(p))
+	}
+	r.fence = make([]uint64, 0, h.rows[tFences])
+	for s := r.scan(tFences); ; {
+		p, err := s.row()
+		if err != nil {
+			return err
+		}
+		if p == nil {
+			break
+		}
+		r.fence = append(r.fence, binary.BigEndian.Uint64(p))
+	}
+	return nil
+}
+
+func (r *run) close() {
+	if r.tx != nil {
+		_ = r.tx.Rollback()
+	}
+	if r.db != nil {
+		_ = r.db.Close()
+	}
+}
+
+// find calls use with each place of name, in order, until it returns false. A
+// place is given only after the sum of its block was checked, and so is its
+// absence.
+func (r *run) find(name *id.Blob, use func(box, place uint32) (bool, error)) error {
+	if len(r.fence) == 0 {
+		return nil
+	}
+	line, err := r.t[tFilter].block(lineOf(name, r.t[tFilter].rows))
+	if err != nil {
+		return err
+	}
+	if !inLine(line, name) {
+		return nil
+	}
+	const size = id.Size + 8
+	prefix := binary.BigEndian.Uint64(name[:])
+	// The block before the first fence that is not below may end in the name.
+	b := max(r.block(prefix)-1, 0)
+	for ; b < len(r.fence) && r.fence[b] <= prefix; b++ {
+		rows, err := r.t[tNames].block(b)
+		if err != nil {
+			return err
+		}
+		lo, hi := 0, len(rows)/size
+		for lo < hi {
+			if m := int(uint(lo+hi) / 2); bytes.Compare(rows[m*size:][:id.Size], name[:]) < 0 {
+				lo = m + 1
+			} else {
+				hi = m
+			}
+		}
+		for rows = rows[lo*size:]; len(rows) > 0; rows = rows[size:] {
+			if !bytes.Equal(rows[:id.Size], name[:]) {
+				return nil
+			}
+			more, err := use(binary.LittleEndian.Uint32(rows[id.Size:]), binary.LittleEndian.Uint32(rows[id.Size+4:]))
+			if !more || err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// block returns the first block whose fence is not below prefix. Names are
+// digests, so a guess in proportion is near; from there the steps double.
+func (r *run) block(prefix uint64) int {
+	n := len(r.fence)
+	guess := int(float64(prefix) / math.MaxUint64 * float64(n))
+	lo, hi := 0, n // fence[lo-1] < prefix <= fence[hi]
+	for step, i := 4, min(guess, n-1); ; step *= 4 {
+		if r.fence[i] < prefix {
+			lo = i + 1
+			if i += step; i >= hi {
+				break
+			}
+			if r.fence[i] >= prefix {
+				hi = i
+				break
+			}
+		} else {
+			hi = i
+			if i -= step; i < lo {
+				break
+			}
+			if r.fence[i] < prefix {
+				lo = i + 1
+				break
+			}
+		}
+	}
+	return lo + sort.Search(hi-lo, func(i int) bool { return r.fence[lo+i] >= prefix })
+}
+
+// packOf returns the row of the pack that box lies in.
+func (r *run) packOf(box uint32) (int, error) {
+	if int64(box) >= int64(r.boxes) {
+		return 0, fmt.Errorf("%w: box %d of %d", ErrDamaged, box, r.boxes)
+	}
+	// The last one that begins at or before box: those without boxes begin
+	// where the next one does.
+	i, j := 0, len(r.first)
+	for i < j {
+		if m := int(uint(i+j) / 2); r.first[m] <= box {
+			i = m + 1
+		} else {
+			j = m
+		}
+	}
+	if i == 0 {
+		return 0, fmt.Errorf("%w: box %d of no pack", ErrDamaged, box)
+	}
+	return i - 1, nil
+}
+
+// has reports whether name is in a pack that counts.
+func (r *run) has(name *id.Blob) (ok bool, err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer caught(&err)
+	err = r.find(name, func(box, _ uint32) (bool, error) {
+		p, err := r.packOf(box)
+		ok = err == nil && r.use.has(p)
+		return !ok, err
+	})
+	return ok && err == nil, err
+}
+
+// lookup returns the first location of name that counts.
+func (r *run) lookup(name *id.Blob) (l Location, ok bool, err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer caught(&err)
+	err = r.find(name, func(box, place uint32) (bool, error) {
+		p, err := r.packOf(box)
+		if err != nil || !r.use.has(p) {
+			return true, err
+		}
+		ok = true
+		return false, r.locate(&l, p, box, place)
+	})
+	return l, ok && err == nil, err
+}
+
+// locations appends all locations of name that count.
+func (r *run) locations(dst []Location, name *id.Blob) (_ []Location, err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer caught(&err)
+	err = r.find(name, func(box, place uint32) (bool, error) {
+		p, err := r.packOf(box)
+		if err != nil || !r.use.has(p) {
+			return true, err
+		}
+		dst = append(dst, Location{})
+		return true, r.locate(&dst[len(dst)-1], p, box, place)
+	})
+	return dst, err
+}
+
+// location returns where place in box is; it may be called outside of the
+// methods above.
+func (r *run) location(pack int, box, place uint32) (l Location, err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer caught(&err)
+	err = r.locate(&l, pack, box, place)
+	return l, err
+}
+
+func (r *run) locate(l *Location, pack int, n, place uint32) error {
+	row, err := r.t[tBoxes].row(int(n))
+	if err != nil {
+		return err
+	}
+	l.Offset = binary.LittleEndian.Uint32(row)
+	l.Length = binary.LittleEndian.Uint32(row[4:])
+	l.Raw = binary.LittleEndian.Uint32(row[8:])
+	l.Codec = box.Codec(row[12])
+	l.Place = int(place >> 2)
+	l.Kind = id.Kind(place & 3)
+	if row, err = r.t[tPacks].row(pack); err != nil {
+		return err
+	}
+	l.Pack = id.Pack(row[:id.Size])
+	l.Size = int64(binary.LittleEndian.Uint64(row[id.Size+8:]))
+	l.Header, err = r.header(binary.LittleEndian.Uint32(row[id.Size+16:]))
+	return err
+}
+
+// header returns session n, decoded once.
+func (r *run) header(n uint32) (*seal.Header, error) {
+	if int64(n) >= int64(len(r.headers)) {
+		return nil, fmt.Errorf("%w: session %d of %d", ErrDamaged, n, len(r.headers))
+	}
+	if h := r.headers[n].Load(); h != nil {
+		return h, nil
+	}
+	row, err := r.t[tSessions].row(int(n))
+	if err != nil {
+		return nil, err
+	}
+	h, err := seal.ParseHeader(row)
+	if err != nil {
+		return nil, fmt.Errorf("%w: session %d: %w", ErrDamaged, n, err)
+	}
+	// Whoever was first is right: all callers get one pointer.
+	r.headers[n].CompareAndSwap(nil, &h)
+	return r.headers[n].Load(), nil
+}
+
+// session returns session n; it may be called outside of the methods above.
+func (r *run) session(n uint32) (h *seal.Header, err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer caught(&err)
+	return r.header(n)
+}
+
+// boxesOf returns where the boxes of a pack begin and end.
+func (r *run) boxesOf(pack int) (from, to uint32) {
+	if pack+1 < len(r.first) {
+		return r.first[pack], r.first[pack+1]
+	}
+	return r.first[pack], uint32(r.boxes)
+}
+
+// describe returns a pack without its blobs.
+func (r *run) describe(row []byte, n int) (p PackInfo, err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer caught(&err)
+	p.ID = id.Pack(row[:id.Size])
+	p.Size = int64(binary.LittleEndian.Uint64(row[id.Size+8:]))
+	h, err := r.header(binary.LittleEndian.Uint32(row[id.Size+16:]))
+	if err != nil {
+		return PackInfo{}, err
+	}
+	p.Header = *h
+	from, to := r.boxesOf(n)
+	p.Boxes = make([]pack.Box, 0, to-from)
+	for i := from; i < to; i++ {
+		b, err := r.t[tBoxes].row(int(i))
+		if err != nil {
+			return PackInfo{}, err
+		}
+		p.Boxes = append(p.Boxes, pack.Box{
+			Offset: binary.LittleEndian.Uint32(b),
+			Length: binary.LittleEndian.Uint32(b[4:]),
+			Raw:    binary.LittleEndian.Uint32(b[8:]),
+			Codec:  box.Codec(b[12]),
+		})
+	}
+	return p, nil
+}
+
+// judge sets which packs count from now on. Damage is kept for the next call
+// that can return it.
+func (r *run) judge(listed map[id.Segment]bool, usable map[id.Pack]bool) {
+	if listed == nil && usable == nil {
+		r.use = nil
+		return
+	}
+	use, err := r.usable(listed, usable)
+	if err != nil {
+		// Nothing of it counts, but no caller hears of a miss.
+		r.broken = err
+		use = make(bitset, (len(r.first)+63)/64)
+	}
+	r.use = use
+}
+
+func (r *run) usable(listed map[id.Segment]bool, usable map[id.Pack]bool) (bitset, error) {
+	use := make(bitset, (len(r.first)+63)/64)
+	packs := r.scan(tPacks)
+	var pack uint32
+	var counts bool // whether the pack at hand is usable
+	for s := r.scan(tMembers); ; {
+		m, err := s.row()
+		if m == nil || err != nil {
+			return use, err
+		}
+		p, segment := binary.LittleEndian.Uint32(m), binary.LittleEndian.Uint32(m[4:])
+		if int64(p) >= int64(len(r.first)) || int64(segment) >= int64(len(r.segments)) {
+			return nil, r.damaged(fmt.Errorf("%w: pack %d in segment %d", ErrDamaged, p, segment))
+		}
+		if p != pack || packs.next == 0 {
+			packs.next = int(p)
+			row, err := packs.row()
+			if err != nil {
+				return nil, err
+			}
+			pack, counts = p, usable == nil || usable[id.Pack(row[:id.Size])]
+		}
+		if counts && (listed == nil || listed[r.segments[segment]]) {
+			use[p/64] |= 1 << (p % 64)
+		}
+	}
+}
