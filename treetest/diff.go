@@ -49,6 +49,10 @@ func Diff(want, got string) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", got, err)
 	}
+	return compare(w, g), nil
+}
+
+func compare(w, g []*file) []string {
 	var d differences
 	for len(w) > 0 || len(g) > 0 {
 		switch {
@@ -63,7 +67,7 @@ func Diff(want, got string) ([]string, error) {
 			w, g = w[1:], g[1:]
 		}
 	}
-	return d, nil
+	return d
 }
 
 type differences []string
@@ -221,7 +225,7 @@ func scan(root string) ([]*file, error) {
 				break
 			}
 			if err := s.step(".."); err != nil {
-				return nil, err
+				return nil, fmt.Errorf("leave %.300q: %w", top.path, err)
 			}
 			continue
 		}
