@@ -200,7 +200,7 @@ func footer(f *os.File, size int64) ([]byte, error) {
 	}
 	// A large buffer: what bbolt maps it advises to be read at random, so this
 	// is also what gets the file into memory at the speed of the disk.
-	if n, err := io.CopyBuffer(struct{ io.Writer }{sum}, io.NewSectionReader(f, 0, size), make([]byte, 256<<10)); err != nil || n != size {
+	if n, err := io.CopyBuffer(struct{ io.Writer }{sum}, io.NewSectionReader(f, 0, size), make([]byte, min(size+1, 256<<10))); err != nil || n != size {
 		return nil, errors.Join(err, ErrDamaged)
 	}
 	return binary.LittleEndian.AppendUint32(p, sum.Sum32()), nil
