@@ -136,12 +136,15 @@ func (s *Snapshot) Tear(path, reason string) {
 }
 
 func keep(list []Problem, path, reason string) []Problem {
+	if len(list) == MaxProblems {
+		return list
+	}
 	reason = reason[:min(len(reason), maxReason)]
 	n := len(path) + len(reason)
 	for _, p := range list {
 		n += len(p.Path) + len(p.Reason)
 	}
-	if len(list) == MaxProblems || n > maxProblems {
+	if n > maxProblems {
 		return list
 	}
 	return append(list, Problem{path, reason})
