@@ -151,17 +151,17 @@ func (s *shelf) bytes(t *testing.T, path string) []byte {
 	return all
 }
 
-// connect joins a client and an agent by a socket pair.
-func connect(t testing.TB, host, agent settings) *Client {
+// pair joins a client and an agent by a socket pair.
+func pair(t testing.TB, host, agent settings) *Client {
 	t.Helper()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return join2(t, host, agent, os.NewFile(uintptr(fds[0]), "host"), os.NewFile(uintptr(fds[1]), "agent"))
+	return joined(t, host, agent, os.NewFile(uintptr(fds[0]), "host"), os.NewFile(uintptr(fds[1]), "agent"))
 }
 
-func join2(t testing.TB, host, agent settings, h, a io.ReadWriteCloser) *Client {
+func joined(t testing.TB, host, agent settings, h, a io.ReadWriteCloser) *Client {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	served := make(chan error, 1)
@@ -222,7 +222,7 @@ func TestABackupHasEveryByte(t *testing.T) {
 				}
 				defer c.Close()
 			} else {
-				c = connect(t, usual(), usual())
+				c = pair(t, usual(), usual())
 			}
 			for range 2 { // one client, several backups
 				s := newShelf()
