@@ -115,6 +115,7 @@ func once(ctx context.Context, r *repo.Repo, c *agent.Client, src Source, opt Op
 		return nil, fmt.Errorf("read %s: %w", src.Source, err)
 	}
 	b.sum.BytesRead = totals.BytesRead
+	b.problems(totals)
 	if b.window.len() > 0 {
 		return nil, fmt.Errorf("read %s: %d entries were never finished", src.Source, b.window.len())
 	}

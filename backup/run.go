@@ -16,13 +16,13 @@ import (
 )
 
 const (
-	problems  = 1000    // skipped and torn files listed in a snapshot; all are counted
+	noted     = 1000    // skipped and torn files listed in a snapshot; all are counted
 	oldCuts   = 1 << 16 // old cuts sent with the answers to one batch
 	knownRefs = 1 << 20 // refs of one file kept in the stat cache; a larger file is read each time
 )
 
 // A run is one backup under way. It implements [agent.Receiver]: Entries,
-// Offers, File and Problem come from one goroutine, Box from several.
+// Offers and File come from one goroutine, Box from several.
 type run struct {
 	r    *repo.Repo
 	w    *repo.Writer
@@ -44,6 +44,9 @@ type run struct {
 	reached Progress
 }
 
+// roles is how many streams an entry can have.
+const roles = int(agent.Xattrs) + 1
+
 // A slot is an entry between its place in the walk and its place in the tree.
 type slot struct {
 	stat     agent.Stat
@@ -53,7 +56,7 @@ type slot struct {
 	refs     []snapshot.Ref // level-0 refs of entry.Content, if they are not its Refs
 	keep     bool           // its stat may be believed next time
 	same     bool           // nothing changed
-	streams  [agent.Roles]stream
+	streams  [roles]stream
 	first    *link // this is the first path of a file with several
 	linkTo   *link // this is another path of it
 	reported bool
@@ -372,13 +375,9 @@ func (b *run) File(ctx context.Context, f *agent.File) error {
 		s.entry, s.state = entryOf(&s.stat), ready
 		return b.drain(ctx)
 	}
-	before := s.stat
 	s.stat = f.Stat
-	s.stat.Dir, s.stat.Name = before.Dir, before.Name
 	e := entryOf(&s.stat)
-	if e.Type == snapshot.File {
-		e.Size, e.Inline, e.Sparse, e.Extents = f.Size, f.Inline, f.Sparse, f.Extents
-	}
+	e.Inline, e.Sparse, e.Extents = f.Inline, f.Sparse, f.Extents
 	e.Xattrs, e.Target = f.Xattrs, f.Target
 	for role, into := range map[agent.Role]*snapshot.Content{
 		agent.Content: &e.Content, agent.Map: &e.Map, agent.Xattrs: &e.XattrSet,
@@ -395,7 +394,7 @@ func (b *run) File(ctx context.Context, f *agent.File) error {
 	if e.Content.Level > 0 {
 		s.refs = s.streams[agent.Content].refs
 	}
-	s.streams = [agent.Roles]stream{}
+	s.streams = [roles]stream{}
 	s.keep = !f.Fresh && f.Outcome == agent.Whole && !s.reported
 	if f.Outcome == agent.Torn {
 		e.Torn = e.Type == snapshot.File
@@ -405,21 +404,17 @@ func (b *run) File(ctx context.Context, f *agent.File) error {
 	return b.drain(ctx)
 }
 
-// Problem implements [agent.Receiver]: something is wrong with a directory
-// whose own entry was fine.
-func (b *run) Problem(_ context.Context, n uint64, path, reason string) error {
-	if s := b.window.at(n); s != nil {
-		b.skip(s, reason)
-		return nil
+// problems takes what the agent could not tell with an entry.
+func (b *run) problems(t agent.Totals) {
+	b.sum.SkippedCount += t.ProblemCount
+	for _, p := range t.Problems {
+		note(&b.sum.Skipped, p.Path, p.Reason)
 	}
-	b.sum.SkippedCount++
-	note(&b.sum.Skipped, path, reason)
-	return nil
 }
 
 func entryOf(s *agent.Stat) *snapshot.Entry {
 	e := &snapshot.Entry{
-		Dir: s.Dir, Name: s.Name, Type: s.Type, Mode: s.Mode, UID: s.UID, GID: s.GID, MTime: s.MTime,
+		Dir: s.Dir, Name: s.Name, Type: s.Type, Mode: s.Mode, UID: s.UID, GID: s.GID, MTime: s.MTime, Size: s.Size,
 	}
 	if s.Type == snapshot.Char || s.Type == snapshot.Block {
 		e.Rdev = s.Rdev
@@ -443,7 +438,7 @@ func (b *run) torn(s *slot, reason string) {
 }
 
 func note(list *[]snapshot.Problem, path, reason string) {
-	if len(*list) < problems {
+	if len(*list) < noted {
 		*list = append(*list, snapshot.Problem{Path: path, Reason: reason})
 	}
 }

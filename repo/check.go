@@ -99,7 +99,7 @@ func (c *check) config(ctx context.Context) error {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("get %s: %w", configName, err)
+		return err
 	}
 	if err := c.r.sameConfig(object); err != nil {
 		c.found(configName, id.Blob{}, err)
@@ -113,12 +113,12 @@ func (c *check) slots(ctx context.Context) error {
 	n := 0
 	for o, err := range c.r.store.List(ctx, keyPrefix) {
 		if err != nil {
-			return fmt.Errorf("list %s: %w", keyPrefix, err)
+			return err
 		}
 		n++
 		object, err := c.r.store.Get(ctx, o.Name, 0, -1)
 		if err != nil {
-			return fmt.Errorf("get %s: %w", o.Name, err)
+			return err
 		}
 		if slotName(id.Sum[id.Slot](object)) != o.Name {
 			c.found(o.Name, id.Blob{}, errors.New("its bytes do not have its name"))
@@ -134,14 +134,14 @@ func (c *check) slots(ctx context.Context) error {
 func (c *check) ephemeral(ctx context.Context) error {
 	for o, err := range c.r.store.List(ctx, ephemeralPrefix) {
 		if err != nil {
-			return fmt.Errorf("list %s: %w", ephemeralPrefix, err)
+			return err
 		}
 		data, err := c.r.store.Get(ctx, o.Name, 0, -1)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // ephemeral
 		}
 		if err != nil {
-			return fmt.Errorf("get %s: %w", o.Name, err)
+			return err
 		}
 		switch kind, _, _ := strings.Cut(strings.TrimPrefix(string(o.Name), string(ephemeralPrefix)), "/"); kind {
 		case "open", "done", "beat", "fence":
@@ -161,7 +161,7 @@ func (c *check) ephemeral(ctx context.Context) error {
 func (c *check) unknown(ctx context.Context) error {
 	for o, err := range c.r.store.List(ctx, "") {
 		if err != nil {
-			return fmt.Errorf("list: %w", err)
+			return err
 		}
 		prefix, rest, _ := strings.Cut(string(o.Name), "/")
 		var ok bool
@@ -311,7 +311,7 @@ func (c *check) pack(ctx context.Context, p id.Pack, size int64) error {
 		return nil
 	}
 	if gerr != nil {
-		return fmt.Errorf("get %s: %w", name, gerr)
+		return gerr
 	}
 	c.mu.Lock()
 	c.report.BytesRead += uint64(len(data))

@@ -16,6 +16,7 @@ import (
 	"orlop/box"
 	"orlop/id"
 	"orlop/index"
+	"orlop/store"
 )
 
 // Load returns a blob's plaintext. It implements [snapshot.Loader].
@@ -85,11 +86,11 @@ func (r *Repo) locate(ctx context.Context, name id.Blob) ([]index.Location, erro
 func (r *Repo) loadAt(ctx context.Context, l index.Location, name id.Blob, kind id.Kind) ([]byte, error) {
 	read := func() ([]box.Blob, error) {
 		sealed, err := r.store.Get(ctx, packName(l.Pack), int64(l.Offset), int64(l.Length))
-		if errors.Is(err, fs.ErrNotExist) {
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, store.ErrRange) {
 			return nil, &DamageError{Name: packName(l.Pack), Blob: name, Err: err}
 		}
 		if err != nil {
-			return nil, fmt.Errorf("get %s: %w", packName(l.Pack), err)
+			return nil, err
 		}
 		return r.openBox(l, sealed)
 	}

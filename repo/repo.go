@@ -164,7 +164,7 @@ func InitAs(ctx context.Context, st store.Store, c Config, k *seal.Key, secret s
 		{configName, c.object(k)},
 	} {
 		if err := st.Put(ctx, o.name, o.data); err != nil {
-			return fmt.Errorf("put %s: %w", o.name, err)
+			return err
 		}
 	}
 	return nil
@@ -174,7 +174,7 @@ func InitAs(ctx context.Context, st store.Store, c Config, k *seal.Key, secret s
 func vacant(ctx context.Context, st store.Store) error {
 	for o, err := range st.List(ctx, "") {
 		if err != nil {
-			return fmt.Errorf("list: %w", err)
+			return err
 		}
 		return fmt.Errorf("%w (found %s)", ErrExists, o.Name)
 	}
@@ -193,11 +193,11 @@ func Peek(ctx context.Context, st store.Store) (id.Repository, error) {
 		return c.Repository, nil
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
-		return id.Repository{}, fmt.Errorf("get %s: %w", configName, err)
+		return id.Repository{}, err
 	}
 	for _, err := range st.List(ctx, keyPrefix) {
 		if err != nil {
-			return id.Repository{}, fmt.Errorf("list %s: %w", keyPrefix, err)
+			return id.Repository{}, err
 		}
 		return id.Repository{}, nil
 	}
@@ -269,13 +269,13 @@ func (r *Repo) unlock(ctx context.Context, secret seal.Secret, text KeyText) err
 	object, err := r.store.Get(ctx, configName, 0, -1)
 	missing := errors.Is(err, fs.ErrNotExist)
 	if err != nil && !missing {
-		return fmt.Errorf("get %s: %w", configName, err)
+		return err
 	}
 	var damage error // a slot that might have been the right one
 	slots := 0
 	for o, err := range r.store.List(ctx, keyPrefix) {
 		if err != nil {
-			return fmt.Errorf("list %s: %w", keyPrefix, err)
+			return err
 		}
 		slots++
 		config, err := r.trySlot(ctx, o.Name, secret)
@@ -315,7 +315,7 @@ func (r *Repo) unlock(ctx context.Context, secret seal.Secret, text KeyText) err
 func (r *Repo) trySlot(ctx context.Context, name store.Name, secret seal.Secret) (Config, error) {
 	object, err := r.store.Get(ctx, name, 0, -1)
 	if err != nil {
-		return Config{}, fmt.Errorf("get %s: %w", name, err)
+		return Config{}, err
 	}
 	if slotName(id.Sum[id.Slot](object)) != name {
 		return Config{}, &DamageError{Name: name, Err: errors.New("its bytes do not have its name")}

@@ -41,7 +41,7 @@ func (r *Repo) listEphemeral(ctx context.Context) (*ephemeral, error) {
 	e := &ephemeral{open: map[id.Session]bool{}, done: map[id.Session]bool{}, fenced: map[id.Session]bool{}}
 	for o, err := range r.store.List(ctx, ephemeralPrefix) {
 		if err != nil {
-			return nil, fmt.Errorf("list %s: %w", ephemeralPrefix, err)
+			return nil, err
 		}
 		kind, rest, _ := strings.Cut(strings.TrimPrefix(string(o.Name), string(ephemeralPrefix)), "/")
 		owner, _, _ := strings.Cut(rest, "/")
@@ -74,7 +74,7 @@ func (r *Repo) condemned(ctx context.Context, e *ephemeral) (map[id.Pack]bool, e
 			continue
 		}
 		if err != nil {
-			return nil, fmt.Errorf("get %s: %w", name, err)
+			return nil, err
 		}
 		named, err := parseCondemn(data)
 		if err != nil {

@@ -74,7 +74,7 @@ func (r *Repo) Snapshots(ctx context.Context) ([]Snapshot, []*DamageError, error
 	var names []store.Info
 	for o, err := range r.store.List(ctx, snapshotPrefix) {
 		if err != nil {
-			return nil, nil, fmt.Errorf("list %s: %w", snapshotPrefix, err)
+			return nil, nil, err
 		}
 		names = append(names, o)
 	}
@@ -128,7 +128,7 @@ func (r *Repo) readSnapshot(ctx context.Context, o store.Info) (Snapshot, error)
 	}
 	object, err := r.store.Get(ctx, o.Name, 0, -1)
 	if err != nil {
-		return Snapshot{}, fmt.Errorf("get %s: %w", o.Name, err)
+		return Snapshot{}, err
 	}
 	if id.Sum[id.Snapshot](object) != want {
 		return Snapshot{}, &DamageError{Name: o.Name, Err: errors.New("its bytes do not have its name")}
@@ -145,7 +145,7 @@ func (r *Repo) HasSnapshot(ctx context.Context, sid id.Session, s id.Snapshot) (
 	want := snapshotName(sid, s)
 	for o, err := range r.store.List(ctx, want) {
 		if err != nil {
-			return false, fmt.Errorf("list %s: %w", want, err)
+			return false, err
 		}
 		if o.Name == want {
 			return true, nil

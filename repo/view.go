@@ -15,6 +15,7 @@ import (
 	"orlop/index"
 	"orlop/pack"
 	"orlop/seal"
+	"orlop/store"
 )
 
 // A view is what the last listings of the store showed.
@@ -59,7 +60,7 @@ func (r *Repo) refresh(ctx context.Context, condemned map[id.Pack]bool) error {
 		v.packs = map[id.Pack]int64{}
 		for o, err := range r.store.List(ctx, packPrefix) {
 			if err != nil {
-				return fmt.Errorf("list %s: %w", packPrefix, err)
+				return err
 			}
 			p, err := id.Parse[id.Pack](string(o.Name[len(packPrefix):]))
 			if err == nil && !condemned[p] {
@@ -111,7 +112,7 @@ func (r *Repo) readSegments(ctx context.Context) (v *view, gone bool, err error)
 	sizes := map[id.Segment]int64{}
 	for o, err := range r.store.List(ctx, indexPrefix) {
 		if err != nil {
-			return nil, false, fmt.Errorf("list %s: %w", indexPrefix, err)
+			return nil, false, err
 		}
 		if tier, s, ok := parseSegmentName(o.Name); ok {
 			v.segments[s], sizes[s] = tier, o.Size
@@ -172,7 +173,7 @@ func (r *Repo) fetchSegments(ctx context.Context, v *view, which []id.Segment) (
 		g.Go(func() error {
 			data, err := r.store.Get(gctx, name, 0, -1)
 			if err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return fmt.Errorf("get %s: %w", name, err)
+				return err
 			}
 			var opened *index.Segment
 			wrong := errors.New("its bytes do not have its name")
@@ -220,10 +221,10 @@ func (r *Repo) directory(ctx context.Context, p id.Pack, size int64) (index.Pack
 	}
 	get := func(off, n int64) ([]byte, error) {
 		data, err := r.store.Get(ctx, name, off, n)
-		if err != nil {
-			return nil, fmt.Errorf("get %s: %w", name, err)
+		if errors.Is(err, store.ErrRange) { // it became shorter since it was listed
+			err = &DamageError{Name: name, Err: err}
 		}
-		return data, nil
+		return data, err
 	}
 	trailer, err := get(size-trailerSize, trailerSize)
 	if err != nil {

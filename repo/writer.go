@@ -502,7 +502,7 @@ func (w *Writer) close(end func() error) {
 func (r *Repo) put(ctx context.Context, name store.Name, data []byte) error {
 	err := r.store.Put(ctx, name, data)
 	if err != nil && !errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("put %s: %w", name, err)
+		return err
 	}
 	return nil
 }

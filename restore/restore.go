@@ -68,11 +68,11 @@ func Run(ctx context.Context, r *repo.Repo, c *agent.Client, root snapshot.Root,
 		return nil, fmt.Errorf("restore: %w", err)
 	}
 	j.out = out
-	if err := j.run(ctx); err != nil {
-		out.Abort()
-		return nil, fmt.Errorf("restore: %w", err)
+	err = j.run(ctx)
+	totals, end := out.End()
+	if err == nil || errors.Is(end, agent.ErrFull) {
+		err = end // the agent knows better than those whose writes it refused
 	}
-	totals, err := out.End()
 	if err != nil {
 		return nil, fmt.Errorf("restore: %w", err)
 	}
@@ -193,6 +193,10 @@ func (j *job) entry(ctx context.Context, e *snapshot.Entry) error {
 		return err
 	}
 	n, err := j.out.Add(e, xattrs, extents)
+	if errors.Is(err, snapshot.ErrFormat) {
+		j.problem(e.Path(), err.Error())
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -232,14 +236,6 @@ func (j *job) details(ctx context.Context, e *snapshot.Entry) ([]snapshot.Xattr,
 func (j *job) content(ctx context.Context, e *snapshot.Entry, n uint64, extents []snapshot.Extent) error {
 	f := &file{n: n, path: e.Path(), size: e.Size}
 	place := placer{extents: extents}
-	if e.Content.IsZero() {
-		for _, p := range place.take(uint64(len(e.Inline))) {
-			if err := j.out.Write(n, int64(p.to), e.Inline[p.from:p.from+p.length]); err != nil {
-				return err
-			}
-		}
-		return j.settle(f, 0, true, nil)
-	}
 	for ref, err := range snapshot.Refs(ctx, j.repo, e.Content) {
 		if damaged(err) {
 			return j.settle(f, 0, true, err)
