@@ -92,6 +92,10 @@ func proveAgent(rw io.ReadWriter, token [tokenSize]byte) error {
 // A Listener waits for one agent on a Unix socket in a directory of its own,
 // which is meant to be mounted into the helper.
 type Listener struct {
+	// Wrap, if it is set, is applied to the connection that Accept returns, for
+	// who can tell more about its end than the connection can.
+	Wrap func(io.ReadWriteCloser) io.ReadWriteCloser
+
 	dir   string
 	unix  *net.UnixListener
 	token [tokenSize]byte
@@ -185,6 +189,9 @@ func (l *Listener) Accept(ctx context.Context, timeout time.Duration) (io.ReadWr
 	select {
 	case conn := <-proven:
 		_ = l.Close()
+		if l.Wrap != nil {
+			return l.Wrap(conn), nil
+		}
 		return conn, nil
 	case <-ctx.Done():
 		_ = l.Close()
