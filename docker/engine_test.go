@@ -5,21 +5,10 @@ package docker
 import (
 	"bufio"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"math/big"
 	mathrand "math/rand/v2"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -55,10 +44,8 @@ func TestMain(m *testing.M) {
 		}
 		defer os.RemoveAll(dir)
 		probe = filepath.Join(dir, "probe")
-		build := exec.Command("go", "build", "-o", probe, "./testdata/probe")
-		build.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := build.CombinedOutput(); err != nil {
-			return 1, fmt.Errorf("go build ./testdata/probe: %w\n%s", err, out)
+		if err := build(probe, "./testdata/probe"); err != nil {
+			return 1, err
 		}
 		return m.Run(), nil
 	}()
@@ -66,6 +53,16 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, err)
 	}
 	os.Exit(code)
+}
+
+// build compiles a static program.
+func build(path, pkg string, env ...string) error {
+	c := exec.Command("go", "build", "-o", path, pkg)
+	c.Env = append(append(os.Environ(), "CGO_ENABLED=0"), env...)
+	if out, err := c.CombinedOutput(); err != nil {
+		return fmt.Errorf("go build %s: %w\n%s", pkg, err, out)
+	}
+	return nil
 }
 
 // engine opens the engine with an owner of this test's own, and removes that
@@ -171,17 +168,56 @@ func TestAHelperIsReachedByTheSocketAndByStdio(t *testing.T) {
 func TestAnEngineThatDoesNotShareTheFileSystemGetsStdio(t *testing.T) {
 	e := engine(t)
 	name, _ := newVolume(t, e)
-	base := t.TempDir()
-	own := exec.Command("unshare", "--mount", "sh", "-c", `mount -t tmpfs none "$XDG_RUNTIME_DIR" && exec "$@"`, "sh",
-		probe, "owner", name, "", e.Owner)
-	own.Env = append(os.Environ(), "XDG_RUNTIME_DIR="+base)
-	own.Stderr = os.Stderr
+	own := owner(t, e, name, "socket", "unshare", "--mount", "sh", "-c", `mount -t tmpfs none "$XDG_RUNTIME_DIR" && exec "$@"`, "sh")
+	own.Env = append(os.Environ(), "XDG_RUNTIME_DIR="+shortDir(t))
 	if got := firstLine(t, own); got != "ready stdio" {
 		t.Errorf("the owner says %q, want ready by stdio", got)
 	}
 }
 
-// firstLine starts the command and kills it at the end of the test.
+// shortDir is a directory whose name leaves room for a socket's.
+func shortDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/tmp", "o")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
+// owner is a process that starts a helper, run by means of the command in
+// before. It is killed at the end of the test, and its helper is then waited
+// for.
+func owner(t *testing.T, e *Engine, volume, transport string, before ...string) *exec.Cmd {
+	t.Helper()
+	args := append(before, probe, "owner", volume, transport, e.Owner)
+	own := exec.Command(args[0], args[1:]...)
+	own.Stderr = os.Stderr
+	t.Cleanup(func() {
+		if own.Process == nil {
+			return
+		}
+		list := helpers(t, e)
+		_ = own.Process.Kill()
+		_ = own.Wait()
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		for _, h := range list {
+			gone, errs := e.cli.ContainerWait(ctx, h, container.WaitConditionRemoved)
+			select {
+			case <-gone:
+			case err := <-errs:
+				if !errdefs.IsNotFound(err) {
+					t.Errorf("the helper is still there: %v", err)
+				}
+			}
+		}
+	})
+	return own
+}
+
+// firstLine starts the command and returns the first line it prints.
 func firstLine(t *testing.T, c *exec.Cmd) string {
 	t.Helper()
 	out, err := c.StdoutPipe()
@@ -191,10 +227,6 @@ func firstLine(t *testing.T, c *exec.Cmd) string {
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		_ = c.Process.Kill()
-		_ = c.Wait()
-	})
 	line, err := bufio.NewReader(out).ReadString('\n')
 	if err != nil {
 		t.Fatalf("%v said %q and ended: %v", c.Args, line, err)
@@ -207,7 +239,7 @@ func TestAHelperDoesNotOutliveItsOwner(t *testing.T) {
 		t.Run(way, func(t *testing.T) {
 			e := engine(t)
 			name, _ := newVolume(t, e)
-			own := exec.Command(probe, "owner", name, way, e.Owner)
+			own := owner(t, e, name, way)
 			if got := firstLine(t, own); got != "ready "+way {
 				t.Fatalf("the owner says %q", got)
 			}
@@ -233,7 +265,7 @@ func TestAHelperDoesNotOutliveItsOwner(t *testing.T) {
 // helpers lists the containers of e's owner.
 func helpers(t *testing.T, e *Engine) []string {
 	t.Helper()
-	list, err := e.cli.ContainerList(t.Context(), container.ListOptions{All: true, Filters: filters.NewArgs(filters.Arg("label", labelHost+"="+e.Owner))})
+	list, err := e.cli.ContainerList(context.WithoutCancel(t.Context()), container.ListOptions{All: true, Filters: filters.NewArgs(filters.Arg("label", labelHost+"="+e.Owner))})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -248,7 +280,7 @@ func TestTheHelpersOfRunsThatAreNotAliveAreReaped(t *testing.T) {
 	e := engine(t)
 	name, _ := newVolume(t, e)
 	dead, alive := id.Session{0xde}, id.Session{0xa1}
-	t.Setenv("XDG_RUNTIME_DIR", t.TempDir())
+	t.Setenv("XDG_RUNTIME_DIR", shortDir(t))
 	for _, run := range []id.Session{dead, alive} {
 		// Created and never started: nothing ends it but us.
 		if _, err := e.createHelper(t.Context(), HelperConfig{Volumes: []string{name}, Run: run, Binary: probe}, ""); err != nil {
@@ -307,7 +339,7 @@ func TestAHelperThatFailsToStartSaysWhy(t *testing.T) {
 	e := engine(t)
 	tests := []struct{ mode, want string }{
 		{"exit", `start a helper for volume "NAME": the helper ended with exit code 7: agent: this agent was told to fail`},
-		{"babble", `start a helper for volume "NAME": it says "this is no word of th", which is not a word of the agent`},
+		{"babble", `start a helper for volume "NAME": reach the agent: protocol error: a line of over 21 bytes`},
 	}
 	for _, tt := range tests {
 		t.Run(tt.mode, func(t *testing.T) {

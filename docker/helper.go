@@ -8,6 +8,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"path"
 	"strconv"
 	"strings"
 	"sync"
@@ -101,9 +102,8 @@ func (e *ExitError) Error() string {
 }
 
 const (
-	socketPatience = 2 * time.Second  // from start to a proved socket
-	readyPatience  = 20 * time.Second // from start to a word on either way
-	closePatience  = 5 * time.Second  // for the helper to end by itself
+	readyPatience = 20 * time.Second // from start to the agent's first word
+	closePatience = 5 * time.Second  // for the helper to end by itself
 )
 
 // A Helper is a running container with the agent in it.
@@ -197,14 +197,21 @@ func (e *Engine) startHelper(ctx context.Context, c HelperConfig, dir string) (_
 		}
 	}()
 	var listener *agent.Listener
-	var token [32]byte
+	mounted := ""
+	start := agent.Start{Memory: helperMemory, Weak: c.WeakSandbox}
 	if dir != "" {
-		if listener, token, err = agent.Listen(dir); err != nil {
+		if listener, _, err = agent.Listen(dir); err != nil {
 			return nil, err
 		}
 		defer listener.Close()
+		listener.Wrap = func(rw io.ReadWriteCloser) io.ReadWriteCloser {
+			h.conns.add(rw)
+			return &stream{h, rw, rw}
+		}
+		mounted = listener.Dir()
+		start.Socket = path.Join(socketTarget, agent.SocketName)
 	}
-	if h.id, err = e.createHelper(ctx, c, dir); err != nil {
+	if h.id, err = e.createHelper(ctx, c, mounted); err != nil {
 		return nil, err
 	}
 
@@ -224,19 +231,15 @@ func (e *Engine) startHelper(ctx context.Context, c HelperConfig, dir string) (_
 	if err != nil {
 		return nil, err
 	}
-	if _, err := attached.Conn.Write(token[:]); err != nil {
-		return nil, fmt.Errorf("hand over the token: %w", h.why(err))
-	}
-	s, transport, err := h.connect(ctx, listener, attached.Conn)
+	h.Client, err = agent.Connect(ctx, &stream{h, h.out, attached.Conn}, listener, start, readyPatience)
 	if err != nil {
 		return nil, err
 	}
-	greeting, cancel := context.WithTimeoutCause(ctx, readyPatience, fmt.Errorf("no greeting within %v", readyPatience))
-	defer cancel()
-	if h.Client, err = agent.NewClient(greeting, s, transport); err != nil {
-		return nil, err
+	if h.Client.Transport() != agent.TransportStdio {
+		// Somebody must read on: the log comes by this way, and the end.
+		go func() { _, _ = io.Copy(io.Discard, h.out) }()
 	}
-	e.log.Debug("helper started", "container", h.id[:12], "mode", c.Mode.String(), "transport", transport, "volumes", len(c.Volumes))
+	e.log.Debug("helper started", "container", h.id[:12], "mode", c.Mode.String(), "transport", h.Client.Transport(), "volumes", len(c.Volumes))
 	return h, nil
 }
 
@@ -339,67 +342,6 @@ func (h *Helper) watchExit(ctx context.Context) error {
 		}
 	}()
 	return nil
-}
-
-// connect waits for the agent on the socket, if there is one, and on stdout,
-// where it says so if it will speak there. It speaks on one only.
-func (h *Helper) connect(ctx context.Context, listener *agent.Listener, stdin io.WriteCloser) (io.ReadWriteCloser, string, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, readyPatience, fmt.Errorf("nothing was heard from it within %v", readyPatience))
-	defer cancel()
-
-	var accepted chan io.ReadWriteCloser
-	if listener != nil {
-		accepted = make(chan io.ReadWriteCloser, 1)
-		go func() {
-			rw, err := listener.Accept(ctx, socketPatience)
-			if err != nil {
-				// Closed, so that an agent that comes late is refused and
-				// turns to stdio.
-				_ = listener.Close()
-				h.e.log.Debug("no helper on the socket", "err", err)
-				rw = nil
-			}
-			accepted <- rw
-		}()
-	}
-	// One goroutine reads stdout, until it hands it over or for ever: stderr
-	// comes by the same way.
-	ready, handOver := make(chan error, 1), make(chan bool, 1)
-	go func() {
-		word := make([]byte, len(agent.StdioReady))
-		_, err := io.ReadFull(h.out, word)
-		if err == nil && string(word) != agent.StdioReady {
-			err = fmt.Errorf("it says %q, which is not a word of the agent", word)
-		}
-		ready <- err
-		if err != nil || !<-handOver {
-			_, _ = io.Copy(io.Discard, h.out)
-		}
-	}()
-
-	for {
-		select {
-		case rw := <-accepted:
-			if rw == nil {
-				accepted = nil
-				continue
-			}
-			handOver <- false
-			h.conns.add(rw)
-			return &stream{h, rw, rw}, agent.TransportSocket, nil
-		case err := <-ready:
-			if err != nil {
-				return nil, "", h.why(err)
-			}
-			if listener != nil {
-				_ = listener.Close()
-			}
-			handOver <- true
-			return &stream{h, h.out, stdin}, agent.TransportStdio, nil
-		case <-ctx.Done():
-			return nil, "", context.Cause(ctx)
-		}
-	}
 }
 
 // A stream is what the client talks over. Its errors say why it broke, if that

@@ -69,8 +69,9 @@ func socketBases() []string {
 	return append(bases, os.TempDir())
 }
 
-// longestSocket is sun_path without its final zero, less "/s".
-const longestSocket = 107 - 2
+// longestDir leaves room in sun_path, 107 bytes, for what agent.Listen makes in
+// the directory: "/orlop", ten digits at most, "/s".
+const longestDir = 107 - 6 - 10 - 2
 
 // socketDir makes a fresh directory that only this user may enter, in base or
 // where such things are kept.
@@ -82,7 +83,7 @@ func socketDir(base, prefix string, run id.Session) (string, error) {
 	var failed []error
 	for _, base := range bases {
 		dir, err := os.MkdirTemp(base, prefix+run.String()+"-") // 0700
-		if err == nil && len(dir) > longestSocket {
+		if err == nil && len(dir) > longestDir {
 			_ = os.Remove(dir)
 			err = fmt.Errorf("%s is too long a name for a socket's directory", dir)
 		}

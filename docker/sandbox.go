@@ -4,7 +4,6 @@ import (
 	"bytes"
 	_ "embed"
 	"encoding/json"
-	"fmt"
 
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/mount"
@@ -24,14 +23,14 @@ const (
 	socketTarget = "/sock"
 	helperPids   = 128       // threads of one Go program; no process is started
 	helperMemory = 256 << 20 // the agent's buffers and slack; page cache is reclaimed, so a limit costs no speed
-	helperHeap   = 192 << 20 // where Go begins to collect harder
 )
 
 // profile is Docker's default list of system calls (github.com/moby/profiles
 // v0.2.3), its map of architectures kept, without the rules that come with a
 // capability and without open_by_handle_at, name_to_handle_at, mount, umount,
 // ptrace, bpf, io_uring_*, process_vm_*, kcmp and socketcall; of socket only
-// AF_UNIX is left.
+// AF_UNIX is left. socketcall, the 32-bit door to the same calls, is refused by a
+// rule of its own: leaving it out lets libseccomp open it along with socket.
 //
 // The sub-architectures stay although nothing of ours uses them: without them a
 // 32-bit call kills one thread instead of failing, and a container whose main
@@ -86,7 +85,6 @@ func sandbox(c HelperConfig, e *Engine, image, socket string) (*container.Config
 	pids := int64(helperPids)
 	return &container.Config{
 			Image: image, User: "0:0", Entrypoint: []string{"/orlop"}, Cmd: []string{"agent"},
-			Env:             []string{fmt.Sprintf("GOMEMLIMIT=%d", helperHeap)},
 			NetworkDisabled: true,
 			AttachStdin:     true, OpenStdin: true, StdinOnce: true, AttachStdout: true, AttachStderr: true,
 			Labels: map[string]string{labelHelper: "1", labelHost: e.Owner, labelRun: c.Run.String()},

@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -52,15 +53,13 @@ func main() {
 	case "owner":
 		own(os.Args[2:])
 	case "exit":
-		var token [32]byte
-		_, _ = io.ReadFull(os.Stdin, token[:])
 		fmt.Fprintln(os.Stderr, "agent: this agent was told to fail")
 		os.Exit(7)
 	case "babble":
 		fmt.Println(strings.Repeat("this is no word of the agent. ", 10))
-		select {}
+		time.Sleep(time.Hour)
 	case "mute":
-		select {}
+		time.Sleep(time.Hour)
 	default:
 		os.Exit(2)
 	}
@@ -89,7 +88,7 @@ func own(args []string) {
 		os.Exit(1)
 	}
 	fmt.Println("ready", h.Client.Transport())
-	select {}
+	time.Sleep(time.Hour)
 }
 
 // try names what a call answered: "ok" or an errno.
@@ -155,6 +154,16 @@ func read(paths ...string) string {
 	return "unreadable"
 }
 
+// raise tries to lift the limit of memory.
+func raise(paths ...string) string {
+	for _, path := range paths {
+		if _, err := os.Stat(path); err == nil {
+			return open(path, unix.O_WRONLY)
+		}
+	}
+	return "no such file"
+}
+
 func probe() map[string]string {
 	r := map[string]string{
 		"socket unix":      socket(unix.AF_UNIX, unix.SOCK_STREAM),
@@ -202,7 +211,7 @@ func probe() map[string]string {
 		"write to the root":    open("/new", unix.O_CREAT|unix.O_WRONLY),
 		"write to the sockets": open("/sock/new", unix.O_CREAT|unix.O_WRONLY),
 		"write to /proc/sys":   open("/proc/sys/kernel/core_pattern", unix.O_WRONLY),
-		"write to cgroups":     open("/sys/fs/cgroup/new", unix.O_CREAT|unix.O_WRONLY),
+		"write to cgroups":     raise("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"),
 		"create on the volume": open("/v/0/new", unix.O_CREAT|unix.O_WRONLY),
 		"write on the volume":  open("/v/0/file", unix.O_WRONLY),
 		"remove on the volume": try(unix.Unlink("/v/0/victim")),
@@ -252,6 +261,7 @@ func probe() map[string]string {
 			mounts = append(mounts, t+" "+how)
 		}
 	}
+	slices.Sort(mounts)
 	r["mounts"] = strings.Join(mounts, ", ")
 	return r
 }
