@@ -164,7 +164,7 @@ func TestARacerLeadsNothingOutOfTheTarget(t *testing.T) {
 			}
 			for w := range 2 {
 				writers.Go(func() {
-					for k := 0; k < 3000 || links.Load() == 0 || replaced.Load() == 0; k++ {
+					for k := 0; k < 3000 || k < 30_000 && (links.Load() == 0 || replaced.Load() == 0); k++ {
 						play(tg, fmt.Sprintf("%s/s", r.name(rand.IntN(r.dirs))), fmt.Sprintf("%d-%d", w, k), count)
 					}
 				})
