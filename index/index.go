@@ -24,6 +24,7 @@
 package index
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -461,10 +462,13 @@ func (x *Index) unpin(runs []*run) {
 // runs.
 func distinct(ls []Location) []Location {
 	slices.SortFunc(ls, func(a, b Location) int {
-		return cmp.Or(a.Pack.Compare(b.Pack), cmp.Compare(a.Offset, b.Offset), cmp.Compare(a.Place, b.Place),
+		c := cmp.Or(a.Pack.Compare(b.Pack), cmp.Compare(a.Offset, b.Offset), cmp.Compare(a.Place, b.Place),
 			cmp.Compare(a.Size, b.Size), cmp.Compare(a.Length, b.Length), cmp.Compare(a.Raw, b.Raw),
-			cmp.Compare(a.Codec, b.Codec), cmp.Compare(a.Kind, b.Kind),
-			slices.Compare(a.Header.Append(nil), b.Header.Append(nil)))
+			cmp.Compare(a.Codec, b.Codec), cmp.Compare(a.Kind, b.Kind))
+		if c == 0 && a.Header != b.Header {
+			c = bytes.Compare(a.Header.Append(nil), b.Header.Append(nil))
+		}
+		return c
 	})
 	return slices.CompactFunc(ls, func(a, b Location) bool {
 		if !a.Header.Equal(*b.Header) {

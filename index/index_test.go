@@ -145,7 +145,11 @@ func (w *world) locations() map[id.Blob][]Location {
 }
 
 func sameLocation(a, b Location) bool {
-	return cmp.Equal(a, b)
+	if !a.Header.Equal(*b.Header) {
+		return false
+	}
+	a.Header = b.Header
+	return a == b
 }
 
 // check compares all that x says with all that w knows.
@@ -154,6 +158,7 @@ func (w *world) check(t rapid.TB, x *Index, strangers []id.Blob) {
 	want := w.locations()
 	all := map[id.Blob][]Location{}
 	var last id.Blob
+	equal := func(a, b []Location) bool { return slices.EqualFunc(a, b, sameLocation) }
 	for e, err := range x.All() {
 		if err != nil {
 			t.Fatal(err)
@@ -164,12 +169,16 @@ func (w *world) check(t rapid.TB, x *Index, strangers []id.Blob) {
 		last = e.Name
 		all[e.Name] = append(all[e.Name], e.Location)
 	}
-	if d := cmp.Diff(want, all); d != "" {
-		t.Fatalf("All (-want +got):\n%s", d)
+	if !maps.EqualFunc(want, all, equal) {
+		t.Fatalf("All (-want +got):\n%s", cmp.Diff(want, all))
 	}
+	asked := 0
 	for name, ls := range want {
+		if asked++; asked > 100 {
+			break // in random order
+		}
 		got, err := x.Locations(name)
-		if err != nil || !cmp.Equal(got, ls) {
+		if err != nil || !equal(got, ls) {
 			t.Fatalf("Locations(%s) = %v, %v; want %v", name, got, err, ls)
 		}
 		l, ok, err := x.Lookup(name)
@@ -234,7 +243,7 @@ func TestIndexAgreesWithAMap(t *testing.T) {
 		defer func() { _ = os.RemoveAll(dir) }()
 		m := newMaker(rapid.Uint64().Draw(t, "seed"))
 		// Names that meet again, some of which begin alike.
-		pool := make([]id.Blob, 400)
+		pool := make([]id.Blob, 100)
 		for i := range pool {
 			pool[i] = m.name()
 			if i%3 == 0 {
@@ -267,7 +276,7 @@ func TestIndexAgreesWithAMap(t *testing.T) {
 					}
 					boxes := make([]int, m.rng.IntN(4))
 					for i := range boxes {
-						boxes[i] = 1 + m.rng.IntN(1+m.rng.IntN(150))
+						boxes[i] = 1 + m.rng.IntN(1+m.rng.IntN(80))
 					}
 					p := m.pack(name, boxes...)
 					packs = append(packs, p)
@@ -410,10 +419,12 @@ func TestDamagedFileNeverAnswersWrongly(t *testing.T) {
 			delete(want, name)
 		}
 	}
-	step := 1
-	if testing.Short() || raceEnabled {
-		step = 7
+	// Each run takes other bytes. Where a page is empty, few are enough.
+	step, start := 7, rand.IntN(23)
+	if raceEnabled {
+		step = 23
 	}
+	blank := make([]byte, 64)
 	var noticed, dropped, harmless int
 	try := func(data []byte) {
 		if err := os.WriteFile(path, data, 0o600); err != nil {
@@ -437,7 +448,10 @@ func TestDamagedFileNeverAnswersWrongly(t *testing.T) {
 			harmless++
 		}
 	}
-	for i := 0; i < len(whole); i += step {
+	for i := start; i < len(whole); i += step {
+		if i%128 != 0 && bytes.Equal(whole[max(0, i-32):min(len(whole), i+32)], blank) {
+			continue
+		}
 		data := bytes.Clone(whole)
 		data[i] ^= byte(1 << (i % 8))
 		try(data)
@@ -448,7 +462,7 @@ func TestDamagedFileNeverAnswersWrongly(t *testing.T) {
 			try(data)
 		}
 	}
-	for n := 0; n < len(whole); n += 509 {
+	for n := 0; n < len(whole); n += 1021 {
 		try(whole[:n])
 	}
 	t.Logf("%d bytes: %d times dropped when opened, %d noticed later, %d harmless", len(whole), dropped, noticed, harmless)
@@ -478,7 +492,7 @@ func TestDamageInManyPlacesIsNoticed(t *testing.T) {
 		want[names[i]] = all[names[i]]
 	}
 	var noticed, dropped int
-	for range 600 {
+	for range 200 {
 		data := bytes.Clone(whole)
 		switch m.rng.IntN(3) {
 		case 0:
@@ -506,7 +520,7 @@ func TestDamageInManyPlacesIsNoticed(t *testing.T) {
 		}
 		_ = x.Close()
 	}
-	t.Logf("dropped when opened: %d, noticed later: %d of 600", dropped, noticed)
+	t.Logf("dropped when opened: %d, noticed later: %d of 200", dropped, noticed)
 	if dropped == 0 || noticed == 0 {
 		t.Error("the damage does not reach the file")
 	}
