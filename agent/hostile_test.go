@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"orlop/snapshot"
@@ -413,16 +414,17 @@ func TestTheHostBelievesNoLies(t *testing.T) {
 // A brittle stream breaks after so many bytes.
 type brittle struct {
 	net.Conn
-	left int
+	left atomic.Int64
 }
 
 func (b *brittle) Read(p []byte) (int, error) {
-	if b.left <= 0 {
+	left := b.left.Load()
+	if left <= 0 {
 		_ = b.Conn.Close()
 		return 0, io.EOF
 	}
-	n, err := b.Conn.Read(p[:min(len(p), b.left)])
-	b.left -= n
+	n, err := b.Conn.Read(p[:min(int64(len(p)), left)])
+	b.left.Add(-int64(n))
 	return n, err
 }
 
@@ -447,19 +449,19 @@ func TestAnAgentThatDiesIsNeverASuccess(t *testing.T) {
 	// Once to see how many bytes cross each way.
 	crossed := func(limit int, host bool) (int, error) {
 		x, y := net.Pipe()
-		h, a := &brittle{x, limit}, &brittle{y, 1 << 30}
+		h, a := &brittle{Conn: x}, &brittle{Conn: y}
+		breaks, lasts := h, a
 		if !host {
-			h.left, a.left = a.left, h.left
+			breaks, lasts = a, h
 		}
+		breaks.left.Store(int64(limit))
+		lasts.left.Store(1 << 30)
 		c, err := couple(t, h, a, usual())
 		if err == nil {
 			err = restore(c, t.TempDir())
 			_ = c.Close()
 		}
-		if host {
-			return limit - h.left, err
-		}
-		return limit - a.left, err
+		return limit - int(breaks.left.Load()), err
 	}
 	for _, host := range []bool{false, true} {
 		all, err := crossed(1<<30, host)

@@ -52,6 +52,17 @@ func fill(t testing.TB, c *Client, root string) *filler {
 	return f
 }
 
+// memory returns a file system of its own, in memory.
+func memory(t testing.TB, size string) string {
+	t.Helper()
+	root := t.TempDir()
+	if err := unix.Mount("tmpfs", root, "tmpfs", 0, "size="+size); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(root, unix.MNT_DETACH) })
+	return root
+}
+
 var someTime = snapshot.Time{Sec: 1_600_000_000, Nsec: 123_456_789}
 
 // entry makes an entry of the current user.
@@ -385,12 +396,8 @@ func TestHolesAreLeft(t *testing.T) {
 }
 
 func TestManyExtentsAndXattrsCross(t *testing.T) {
-	root := t.TempDir()
 	// ext4 keeps one block of xattrs for a file; tmpfs as many as one likes.
-	if err := unix.Mount("tmpfs", root, "tmpfs", 0, "size=8m"); err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Unmount(root, unix.MNT_DETACH)
+	root := memory(t, "8m")
 	const n = 200_000
 	var extents []snapshot.Extent
 	for i := range uint64(n) {
@@ -514,11 +521,7 @@ func TestMissingContentIsAProblem(t *testing.T) {
 }
 
 func TestAFullDiskEndsTheRestoreAndNamesTheFile(t *testing.T) {
-	root := t.TempDir()
-	if err := unix.Mount("tmpfs", root, "tmpfs", 0, "size=4m"); err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Unmount(root, unix.MNT_DETACH)
+	root := memory(t, "4m")
 	c := local(t)
 	r := fill(t, c, root)
 	var failed error
@@ -561,7 +564,7 @@ func TestAFileThatIsNotFinishedIsAnError(t *testing.T) {
 
 func TestTreesAreDeep(t *testing.T) {
 	const depth = 4000
-	root := t.TempDir()
+	root := memory(t, "64m")
 	r := fill(t, local(t), root)
 	path := ""
 	r.put(entry(snapshot.Dir, "", 0o755))
@@ -620,7 +623,7 @@ func TestMoreFilesMayBeUnfinishedThanOpen(t *testing.T) {
 	if got := r.finish(); got.Files != files {
 		t.Errorf("%+v", got)
 	}
-	if open > maxFiles {
+	if open > maxFiles+3*fileWorkers { // each may be about to open one again, by way of two others
 		t.Errorf("%d files are open at once", open)
 	}
 	for i := range ns {
