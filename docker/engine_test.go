@@ -338,7 +338,7 @@ func TestAHelperThatIsKilledIsNoticedAtOnceAndNamed(t *testing.T) {
 func TestAHelperThatFailsToStartSaysWhy(t *testing.T) {
 	e := engine(t)
 	tests := []struct{ mode, want string }{
-		{"exit", `start a helper for volume "NAME": the helper ended with exit code 7: agent: this agent was told to fail`},
+		{"exit", `start a helper for volume "NAME": reach the agent: the helper ended with exit code 7: agent: this agent was told to fail`},
 		{"babble", `start a helper for volume "NAME": reach the agent: protocol error: a line of over 21 bytes`},
 	}
 	for _, tt := range tests {
@@ -545,5 +545,37 @@ func TestTheHelperImageIsImportedOnceAndOldOnesAreDropped(t *testing.T) {
 	h2 := start(t, e, HelperConfig{Volumes: []string{name}, Binary: next})
 	if h2.Client == nil {
 		t.Error("no client")
+	}
+}
+
+// How long a user waits for a helper, from the call to the agent's greeting,
+// and for its end.
+func BenchmarkHelper(b *testing.B) {
+	e, err := Open(b.Context(), slog.New(slog.DiscardHandler))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer e.Close()
+	v, err := e.CreateVolume(b.Context(), Volume{Name: fmt.Sprintf("orlop-bench-%08x", mathrand.Uint32())})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer func() { _ = e.RemoveVolume(context.Background(), v.Name) }()
+	for _, transport := range []string{agent.TransportSocket, agent.TransportStdio} {
+		b.Run(transport, func(b *testing.B) {
+			var starting time.Duration
+			for b.Loop() {
+				began := time.Now()
+				h, err := e.StartHelper(b.Context(), HelperConfig{Volumes: []string{v.Name}, Binary: probe, NoSocket: transport == agent.TransportStdio})
+				if err != nil {
+					b.Fatal(err)
+				}
+				starting += time.Since(began)
+				if err := h.Close(b.Context()); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(float64(starting.Milliseconds())/float64(b.N), "ms/start")
+		})
 	}
 }

@@ -190,7 +190,10 @@ func (e *Engine) StartHelper(ctx context.Context, c HelperConfig) (*Helper, erro
 // startHelper makes one try, with a socket in dir unless that is "". It owns
 // dir.
 func (e *Engine) startHelper(ctx context.Context, c HelperConfig, dir string) (_ *Helper, err error) {
-	h := &Helper{e: e, dir: dir, out: &demux{ended: make(chan struct{})}, ended: make(chan struct{}), code: -1, watch: func() {}}
+	h := &Helper{
+		e: e, dir: dir, code: -1, watch: func() {},
+		out: &demux{ended: make(chan struct{})}, conns: conns{done: make(chan struct{})}, ended: make(chan struct{}),
+	}
 	defer func() {
 		if err != nil {
 			h.abandon(ctx)
@@ -338,6 +341,7 @@ func (h *Helper) watchExit(ctx context.Context) error {
 		time.AfterFunc(closePatience, h.conns.close)
 		select {
 		case <-h.out.ended:
+		case <-h.conns.done:
 		case <-time.After(time.Second):
 		}
 	}()
@@ -378,8 +382,10 @@ func (s *stream) Close() error {
 // gives a moment later.
 func (h *Helper) why(err error) error {
 	patience := 2 * time.Second
-	if h.conns.isClosed() {
+	select {
+	case <-h.conns.done:
 		patience = time.Millisecond // it was closed from this side
+	default:
 	}
 	select {
 	case <-h.ended:
@@ -467,36 +473,34 @@ func (e *Engine) removeContainer(ctx context.Context, id string) error {
 
 // conns closes what it was given, and what it is given afterwards.
 type conns struct {
-	mu     sync.Mutex
-	closed bool
-	list   []io.Closer
+	mu   sync.Mutex
+	done chan struct{} // closed when they are
+	list []io.Closer
 }
 
 func (c *conns) add(conn io.Closer) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.closed {
+	select {
+	case <-c.done:
 		_ = conn.Close()
+	default:
+		c.list = append(c.list, conn)
 	}
-	c.list = append(c.list, conn)
 }
 
 func (c *conns) close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.closed {
+	select {
+	case <-c.done:
 		return
+	default:
 	}
-	c.closed = true
+	close(c.done)
 	for _, conn := range c.list {
 		_ = conn.Close()
 	}
-}
-
-func (c *conns) isClosed() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.closed
 }
 
 // A demux reads a container's stdout from its attached stream, in which stdout

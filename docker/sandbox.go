@@ -83,22 +83,24 @@ func sandbox(c HelperConfig, e *Engine, image, socket string) (*container.Config
 	}
 
 	pids := int64(helperPids)
-	return &container.Config{
-			Image: image, User: "0:0", Entrypoint: []string{"/orlop"}, Cmd: []string{"agent"},
-			NetworkDisabled: true,
-			AttachStdin:     true, OpenStdin: true, StdinOnce: true, AttachStdout: true, AttachStderr: true,
-			Labels: map[string]string{labelHelper: "1", labelHost: e.Owner, labelRun: c.Run.String()},
-		}, &container.HostConfig{
-			NetworkMode:    "none",
-			ReadonlyRootfs: true,
-			CapDrop:        []string{"ALL"},
-			CapAdd:         caps,
-			SecurityOpt:    security,
-			// The default driver would write the whole stream, in clear, to
-			// the host's disk.
-			LogConfig:  container.LogConfig{Type: "none"},
-			AutoRemove: true,
-			Mounts:     mounts,
-			Resources:  container.Resources{PidsLimit: &pids, Memory: helperMemory, MemorySwap: helperMemory},
-		}
+	config := &container.Config{
+		Image: image, User: "0:0", Entrypoint: []string{"/orlop"}, Cmd: []string{"agent"},
+		NetworkDisabled: true,
+		AttachStdin:     true, OpenStdin: true, StdinOnce: true, AttachStdout: true, AttachStderr: true,
+		Labels: map[string]string{labelHelper: "1", labelHost: e.Owner, labelRun: c.Run.String()},
+	}
+	host := &container.HostConfig{
+		NetworkMode:    "none",
+		ReadonlyRootfs: true,
+		CapDrop:        []string{"ALL"},
+		CapAdd:         caps,
+		SecurityOpt:    security,
+		// The default driver would write the whole stream, in clear, to
+		// the host's disk.
+		LogConfig:  container.LogConfig{Type: "none"},
+		AutoRemove: true,
+		Mounts:     mounts,
+		Resources:  container.Resources{PidsLimit: &pids, Memory: helperMemory, MemorySwap: helperMemory},
+	}
+	return config, host
 }

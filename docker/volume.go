@@ -254,7 +254,7 @@ func near(name string, all []Volume) []string {
 				best = candidate{s, far}
 			}
 		}
-		if best.name == "" && v.ComposeName() == name {
+		if best.name == "" && v.Project() != "" && strings.EqualFold(v.ComposeName(), name) {
 			best.name = v.Name
 		}
 		if best.name != "" {
