@@ -507,14 +507,22 @@ func (g *bundle) add(x *blob, charge int64) {
 // pack shrinks groups.
 func (b *backup) pack(ctx context.Context) error {
 	e := box.NewEncoder()
-	for g := range b.groups {
+	for {
+		var g *bundle
+		select {
+		case g = <-b.groups:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		if g == nil {
+			return nil // closed
+		}
 		p := &packed{box: Box{Blobs: g.blobs}, charge: g.charge}
 		p.box.Codec, p.box.Raw, p.box.Payload = g.builder.Finish(e, buffer(g.builder.Raw()))
 		if err := b.put(ctx, message{box: p}); err != nil {
 			return err
 		}
 	}
-	return nil
 }
 
 // write is the only one that writes to the stream, beats and DONE apart.
