@@ -586,7 +586,9 @@ func FuzzRestorer(f *testing.F) {
 			t.Fatal(err)
 		}
 		var stream bytes.Buffer
-		host := newConn(&stream, usual())
+		set := usual()
+		set.credits.Writes = 1 // and small queues
+		host := newConn(&stream, set)
 		if err := errors.Join(
 			host.write(frameHello, appendHello(nil, fullCredits)),
 			host.write(frameRestore, appendBytes([]byte{verbRestore, 0}, in)),
@@ -599,7 +601,7 @@ func FuzzRestorer(f *testing.F) {
 		_ = serve(t.Context(), struct {
 			io.Reader
 			io.Writer
-		}{&stream, io.Discard}, usual())
+		}{&stream, io.Discard}, set)
 		if all, err := os.ReadDir(base); len(all) != 1 || err != nil {
 			t.Fatalf("beside the target: %v, %v", all, err)
 		}

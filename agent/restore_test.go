@@ -657,6 +657,14 @@ func TestARestoreNeedsNoPrivilege(t *testing.T) {
 	}
 	r := fill(t, local(t), root)
 	r.put(entry(snapshot.Dir, "closed", 0))
+	first := inline(entry(snapshot.File, "first", 0o400), "one")
+	first.Group = [16]byte{1}
+	r.put(first)
+	second := *first
+	second.Name = "fourth"
+	if _, err := r.Link(&second, "first"); err != nil {
+		t.Fatal(err)
+	}
 	r.put(inline(entry(snapshot.File, "own", 0o4755), "mine"))
 	theirs := inline(entry(snapshot.File, "theirs", 0o6755), "not mine")
 	theirs.UID, theirs.GID = 0, 0
@@ -665,6 +673,7 @@ func TestARestoreNeedsNoPrivilege(t *testing.T) {
 	r.finish("theirs: owner 0:0: operation not permitted; restored without setuid and setgid")
 	same(t, root, entry(snapshot.Dir, "closed", 0))
 	same(t, root, inline(entry(snapshot.File, "own", 0o4755), "mine"))
+	same(t, root, &second)
 	theirs.UID, theirs.GID, theirs.Mode = 4321, 4321, 0o755
 	same(t, root, theirs)
 }
