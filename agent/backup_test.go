@@ -250,3 +250,12 @@ func TestABackupHasEveryByte(t *testing.T) {
 		})
 	}
 }
+
+// cuts returns the content refs of all files by path.
+func (s *shelf) cuts() map[string][]snapshot.Ref {
+	cuts := make(map[string][]snapshot.Ref)
+	for path, f := range s.files {
+		cuts[path] = s.refs[f.N][f.Attempt][Content]
+	}
+	return cuts
+}

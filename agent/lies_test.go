@@ -104,6 +104,12 @@ func (l *fibber) end() {
 	l.send(frameEnd, l.count.append(nil))
 }
 
+// linger waits for the host to hang up.
+func (l *fibber) linger() {
+	for range l.heard {
+	}
+}
+
 // The small truth that lies are made from: a root, and a file "f" of 600
 // bytes in one blob.
 var (
@@ -308,6 +314,7 @@ func TestAClientFindsEachLieOut(t *testing.T) {
 			l.box(b)
 			l.file(theWord())
 			l.end()
+			l.linger()
 		})},
 		{"a box of another length", "was offered with 600", after(func(l *fibber) {
 			b := boxOf(noise(601, 8))
@@ -321,6 +328,7 @@ func TestAClientFindsEachLieOut(t *testing.T) {
 			l.box(b)
 			l.file(theWord())
 			l.end()
+			l.linger()
 		})},
 		{"a box with a blob too many", "a box of 2 blobs names 1", after(func(l *fibber) {
 			b := boxOf(theContent, noise(9, 9))
@@ -328,6 +336,7 @@ func TestAClientFindsEachLieOut(t *testing.T) {
 			l.box(b)
 			l.file(theWord())
 			l.end()
+			l.linger()
 		})},
 		{"a box of nodes", "a blob of kind node", after(func(l *fibber) {
 			b := boxOf(theContent)
@@ -341,6 +350,7 @@ func TestAClientFindsEachLieOut(t *testing.T) {
 			l.box(b)
 			l.file(theWord())
 			l.end()
+			l.linger()
 		})},
 		{"a decompression bomb", "open a box", after(func(l *fibber) {
 			b := boxOf(zeros)
@@ -348,6 +358,7 @@ func TestAClientFindsEachLieOut(t *testing.T) {
 			l.box(b)
 			l.file(theWord())
 			l.end()
+			l.linger()
 		})},
 		{"a bomb that says how large it is", "a box of 4294967295 bytes", after(func(l *fibber) {
 			b := boxOf(theContent)
