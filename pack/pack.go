@@ -131,6 +131,15 @@ func (b *Builder) add(n int, c box.Codec, raw int, blobs []Blob) {
 	b.boxes = append(b.boxes, x)
 }
 
+// Reuse lets the builder fill buf, whose content is lost. It must come before
+// the first box. The Data of a Pack that was put is a good one: a pack's worth
+// of memory is better used again than collected.
+func (b *Builder) Reuse(buf []byte) {
+	if len(b.boxes) == 0 && cap(buf) > cap(b.data) {
+		b.data = append(buf[:0], b.data...)
+	}
+}
+
 // grow makes room for n more bytes. Doubling to 16 MiB and copying at each
 // step would cost as much again as hashing; a small pack stays small.
 func (b *Builder) grow(n int) {

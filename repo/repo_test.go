@@ -7,11 +7,14 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sync/errgroup"
 
 	"orlop/box"
 	"orlop/chunk"
@@ -683,4 +686,62 @@ func examine(t *testing.T, st store.Store, key *seal.Key, cache string, want map
 		named = append(named, d.Name)
 	}
 	return named, nil
+}
+
+// Boxes come from several goroutines, faster than a slow store takes packs.
+func TestAWriterWaitsForASlowStore(t *testing.T) {
+	mem, key := newRepo(t)
+	slow := &slowStore{Store: mem}
+	r := open(t, slow, key, t.TempDir())
+	w, err := r.NewWriter(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Leave(t.Context())
+	noise := []byte(random(5, 4<<20))
+	var g errgroup.Group
+	for n := range 4 {
+		g.Go(func() error {
+			for i := range 12 {
+				data := append([]byte{byte(n), byte(i)}, noise[:2<<20]...)
+				name := r.Sealer().Namer().Blob(id.Data, data)
+				if _, err := w.Claim(t.Context(), name); err != nil {
+					return err
+				}
+				if err := w.AddBox(box.Stored, len(data), data, []pack.Blob{{Name: name, Kind: id.Data, Length: uint32(len(data))}}); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if slow.most.Load() > putsAtOnce {
+		t.Errorf("%d packs on their way at a time", slow.most.Load())
+	}
+	if packs := len(storetest.Infos(t, mem, "packs/")); packs < 6 {
+		t.Errorf("%d packs", packs)
+	}
+}
+
+// A slowStore lets every other goroutine run while it puts.
+type slowStore struct {
+	store.Store
+	now, most atomic.Int64
+}
+
+func (s *slowStore) Put(ctx context.Context, name store.Name, data []byte) error {
+	if n := s.now.Add(1); n > s.most.Load() {
+		s.most.Store(n)
+	}
+	defer s.now.Add(-1)
+	for range 1000 {
+		runtime.Gosched()
+	}
+	return s.Store.Put(ctx, name, data)
 }

@@ -30,7 +30,7 @@ const (
 	segmentAge   = 5 * time.Minute // and how old the first of them may get
 	beatEvery    = 5 * time.Minute // how often a session shows that it lives
 	mixedPack    = 1 << 20         // below this, data and metadata share a pack
-	putsAtOnce   = 2               // packs on their way to the store
+	putsAtOnce   = 1               // packs on their way to the store, while the next is filled
 	tierWidth    = 32              // own segments of a tier before they are merged
 )
 
@@ -52,17 +52,21 @@ type Writer struct {
 	putctx context.Context
 	beats  func() // stops the heart
 
-	mu       sync.Mutex
-	claimed  map[id.Blob]struct{} // promised in this session and not yet indexed
+	// filling is held by who fills the next pack, also while that waits for
+	// the one before it to be put. Who puts a pack takes only mu.
+	filling  sync.Mutex
 	data     *pack.Builder
 	meta     []sealedBox
 	metaSize int
-	packs    int // put so far
-	stats    WriterStats
+	packs    int         // sent so far
+	metaBox  box.Builder // small blobs of metadata waiting for company
+	encoder  *box.Encoder
+	names    []pack.Blob // of metaBox
 
-	metaBox box.Builder // small blobs of metadata waiting for company
-	encoder *box.Encoder
-	names   []pack.Blob // of metaBox
+	mu      sync.Mutex
+	claimed map[id.Blob]struct{} // promised in this session and not yet indexed
+	stats   WriterStats
+	spare   []byte // of a pack that was put
 
 	segmu    sync.Mutex
 	unlisted []index.PackInfo // put, and in no segment yet
@@ -238,20 +242,20 @@ func (w *Writer) Save(ctx context.Context, kind id.Kind, plaintext []byte) (id.B
 	if err != nil || !want {
 		return name, err
 	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
+	w.filling.Lock()
+	defer w.filling.Unlock()
 	if w.metaBox.Count() > 0 && w.metaBox.Raw()+len(plaintext) > box.GroupRaw {
 		w.closeMetaBox()
 	}
 	w.metaBox.Add(kind, plaintext)
 	w.names = append(w.names, pack.Blob{Name: name, Kind: kind, Length: uint32(len(plaintext))})
 	if w.metaSize < pack.Target {
-		return name, nil
+		return name, w.putctx.Err()
 	}
 	return name, w.sendMeta()
 }
 
-// closeMetaBox seals the box of metadata. w.mu is held.
+// closeMetaBox seals the box of metadata. w.filling is held.
 func (w *Writer) closeMetaBox() {
 	if w.metaBox.Count() == 0 {
 		return
@@ -268,10 +272,11 @@ func (w *Writer) closeMetaBox() {
 // AddBox stores a box of claimed data blobs. The caller has made sure that the
 // blobs have their names. It waits while the store is slower than the caller.
 func (w *Writer) AddBox(codec box.Codec, raw int, payload []byte, blobs []pack.Blob) error {
-	sealed := w.session.SealBox(nil, payload, uint8(codec), raw)
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.data.AddSealed(sealed, codec, raw, blobs)
+	w.filling.Lock()
+	defer w.filling.Unlock()
+	// Sealing is many times faster than what brings the boxes, so it may hold
+	// the lock, and needs no memory of its own.
+	w.data.Add(payload, codec, raw, blobs)
 	w.count(blobs)
 	if w.data.Len() < pack.Target {
 		return w.putctx.Err()
@@ -282,17 +287,25 @@ func (w *Writer) AddBox(codec box.Codec, raw int, payload []byte, blobs []pack.B
 }
 
 func (w *Writer) count(blobs []pack.Blob) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	for _, b := range blobs {
 		w.stats.Blobs++
 		w.stats.Raw += uint64(b.Length)
 	}
 }
 
+// newPack begins a pack.
 func (w *Writer) newPack() *pack.Builder {
-	return pack.NewBuilder(w.r.config.Repository, w.session, w.index)
+	b := pack.NewBuilder(w.r.config.Repository, w.session, w.index)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	b.Reuse(w.spare)
+	w.spare = nil
+	return b
 }
 
-// sendMeta sends the metadata gathered so far as a pack of its own. w.mu is held.
+// sendMeta sends the metadata gathered so far as a pack of its own. w.filling is held.
 func (w *Writer) sendMeta() error {
 	b := w.newPack()
 	w.moveMeta(b)
@@ -306,7 +319,7 @@ func (w *Writer) moveMeta(b *pack.Builder) {
 	w.meta, w.metaSize = nil, 0
 }
 
-// send puts a pack in the background. w.mu is held, so that everybody who
+// send puts a pack in the background. w.filling is held, so that everybody who
 // would fill the next pack waits when too many are on their way.
 func (w *Writer) send(b *pack.Builder) error {
 	w.packs++
@@ -322,8 +335,10 @@ func (w *Writer) putPack(ctx context.Context, b *pack.Builder) error {
 	if err := w.r.put(ctx, packName(p.ID), p.Data); err != nil {
 		return err
 	}
+	size := int64(len(p.Data))
 	w.mu.Lock()
-	w.stats.Stored += uint64(len(p.Data))
+	w.stats.Stored += uint64(size)
+	w.spare = p.Data
 	w.mu.Unlock()
 
 	w.segmu.Lock()
@@ -331,7 +346,7 @@ func (w *Writer) putPack(ctx context.Context, b *pack.Builder) error {
 	if len(w.unlisted) == 0 {
 		w.since = time.Now()
 	}
-	w.unlisted = append(w.unlisted, index.PackInfo{ID: p.ID, Size: int64(len(p.Data)), Header: p.Header, Boxes: p.Boxes})
+	w.unlisted = append(w.unlisted, index.PackInfo{ID: p.ID, Size: size, Header: p.Header, Boxes: p.Boxes})
 	if len(w.unlisted) < segmentPacks && time.Since(w.since) < segmentAge {
 		return nil
 	}
@@ -386,7 +401,7 @@ func (w *Writer) putSegment(ctx context.Context, tier int, s *index.Segment) err
 
 // flush puts everything that is still in memory, and the segment that lists it.
 func (w *Writer) flush(ctx context.Context) error {
-	w.mu.Lock()
+	w.filling.Lock()
 	w.closeMetaBox()
 	// One small pack instead of two, when that is all there is.
 	if w.packs == 0 && w.data.Len()+w.metaSize < mixedPack {
@@ -400,7 +415,7 @@ func (w *Writer) flush(ctx context.Context) error {
 	if len(w.meta) > 0 {
 		_ = w.sendMeta()
 	}
-	w.mu.Unlock()
+	w.filling.Unlock()
 	if err := w.puts.Wait(); err != nil {
 		return err
 	}
@@ -431,7 +446,9 @@ func (w *Writer) Commit(ctx context.Context, s *snapshot.Snapshot) (id.Snapshot,
 	if err := w.r.put(ctx, snapshotName(w.sid, name), object); err != nil {
 		return none, err
 	}
+	w.mu.Lock()
 	w.stats.Stored += uint64(len(object))
+	w.mu.Unlock()
 	// 6. Did a prune give this session up while it worked? Then it may already
 	// have looked for this snapshot and not found it.
 	e, err := w.r.listEphemeral(ctx)
