@@ -23,7 +23,9 @@ const (
 	runSuffix  = ".run"
 	tempPrefix = "tmp-"
 
-	bigRun = 128 << 20 // bytes from which on pages are 32 KiB
+	smallPage = 4 << 10
+	bigPage   = 32 << 10
+	bigRun    = 128 << 20 // bytes from which on pages are big
 )
 
 // errTooMany is returned for more boxes or blobs than 32 bits count.
@@ -155,16 +157,16 @@ func build(dir string, repo id.Repository, segments []id.Segment, names, size in
 	if err := f.Close(); err != nil {
 		return nil, err
 	}
-	page := 4 << 10
+	page := smallPage
 	if size >= bigRun {
-		page = 32 << 10 // one root page holds the chunks of 3 GB
+		page = bigPage // one root page holds the chunks of 3 GB
 	}
 	db, err := bbolt.Open(temp, 0o600, &bbolt.Options{
 		PageSize:        page,
 		InitialMmapSize: size,
 		NoFreelistSync:  true,
 		NoGrowSync:      true,
-		NoSync:          true, // once, at the end
+		NoSync:          true, // once, by appendSkeleton
 		NoStatistics:    true,
 		Timeout:         time.Nanosecond, // nobody else knows the name
 	})
@@ -178,11 +180,10 @@ func build(dir string, repo id.Repository, segments []id.Segment, names, size in
 	if err = fill(b); err == nil {
 		err = b.finish()
 	}
-	if err := cmp.Or(err, db.Sync()); err != nil {
-		_ = db.Close()
+	if err = cmp.Or(err, db.Close()); err != nil {
 		return nil, err
 	}
-	if err := db.Close(); err != nil {
+	if err := appendSkeleton(temp, page); err != nil {
 		return nil, err
 	}
 	// Opened before it has its name: from then on another process may merge it

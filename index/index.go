@@ -176,6 +176,7 @@ func (x *Index) dropSubsets() {
 		}
 		keep, covers = append(keep, r), append(covers, m)
 	}
+	largestFirst(keep)
 	x.runs = keep
 }
 
@@ -274,7 +275,15 @@ func (x *Index) replace(old []*run, r *run, judged bool) error {
 		}
 	}
 	x.runs = append(x.runs, r)
+	largestFirst(x.runs)
 	return nil
+}
+
+// largestFirst puts first where a blob most likely is.
+func largestFirst(runs []*run) {
+	slices.SortStableFunc(runs, func(a, b *run) int {
+		return cmp.Compare(b.t[tNames].rows, a.t[tNames].rows)
+	})
 }
 
 // mergeable returns, pinned, the runs to be merged, or nil while there are few

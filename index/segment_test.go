@@ -58,7 +58,7 @@ func TestSegmentComesBackAsItWas(t *testing.T) {
 	ik := indexKey(t, key, seal.Common)
 	rapid.Check(t, func(t *rapid.T) {
 		m := newMaker(rapid.Uint64().Draw(t, "seed"))
-		s := m.segment(rapid.IntRange(0, 6).Draw(t, "packs"))
+		s := m.segment(rapid.IntRange(0, 3).Draw(t, "packs"))
 		got, err := OpenSegment(testRepo, SealSegment(testRepo, s, ik, seal.Common), keysOf(key))
 		if err != nil {
 			t.Fatal(err)
