@@ -15,8 +15,14 @@ import (
 var errMount = errors.New("another file system is mounted here")
 
 const (
-	maxOpenDirs = 48        // kept open by dirs; walkers and readers hold a few more
-	maxStep     = 4096 - 64 // bytes of a path that one call of the kernel takes
+	maxOpenDirs = 48    // kept open by dirs; walkers and readers hold a few more
+	createMode  = 0o600 // of what is created here, until it has its own
+
+	// maxStep is how many bytes of a path one call of the kernel is given. It
+	// is well under the 4,096 that it takes because the directory at the end
+	// of each step is kept open: on the way back up from 4,000 levels a parent
+	// is never far from one of them.
+	maxStep = 1024
 )
 
 // dirs opens the directories below a root by their paths and keeps the last
@@ -91,16 +97,25 @@ func (d *dirs) get(path string) (*openDir, error) {
 	if path == "" {
 		return d.root, nil
 	}
-	from, rest := d.nearest(path)
-	if rest == "" {
-		return from, nil
+	at, rest := d.nearest(path)
+	for rest != "" {
+		piece := rest
+		if len(piece) > maxStep {
+			piece = rest[:strings.LastIndexByte(rest[:maxStep], '/')]
+		}
+		rest = strings.TrimPrefix(rest[len(piece):], "/")
+		fd, err := d.openat(at.fd, piece, unix.O_PATH|unix.O_DIRECTORY)
+		d.put(at)
+		if err != nil {
+			return nil, err
+		}
+		end := len(path) - len(rest)
+		if rest != "" {
+			end--
+		}
+		at = d.keep(&openDir{fd: fd, path: path[:end], refs: 1})
 	}
-	fd, err := d.walk(from.fd, rest)
-	d.put(from)
-	if err != nil {
-		return nil, err
-	}
-	return d.keep(&openDir{fd: fd, path: path, refs: 1}), nil
+	return at, nil
 }
 
 // nearest returns the open directory that is path or leads to it, and what of
@@ -108,14 +123,23 @@ func (d *dirs) get(path string) (*openDir, error) {
 func (d *dirs) nearest(path string) (*openDir, string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for n := len(path); n > 0; n = max(strings.LastIndexByte(path[:n], '/'), 0) {
-		if o := d.open[path[:n]]; o != nil {
-			d.tick++
-			o.refs, o.used = o.refs+1, d.tick
-			return o, strings.TrimPrefix(path[n:], "/")
+	best := d.open[path]
+	if best == nil {
+		best = d.root
+		// All of them, and not every way to shorten the path: that may have
+		// thousands of names.
+		for _, o := range d.open {
+			if len(o.path) > len(best.path) && strings.HasPrefix(path, o.path) && path[len(o.path)] == '/' {
+				best = o
+			}
 		}
 	}
-	return d.root, path
+	if best == d.root {
+		return best, path
+	}
+	d.tick++
+	best.refs, best.used = best.refs+1, d.tick
+	return best, strings.TrimPrefix(path[len(best.path):], "/")
 }
 
 // keep puts o into the cache, in place of the one that was not used longest.
@@ -155,35 +179,17 @@ func (d *dirs) put(o *openDir) {
 	o.refs--
 }
 
-// walk opens the directory at path below fd, in as many steps as it takes.
-func (d *dirs) walk(fd int, path string) (int, error) {
-	at := fd
-	for {
-		piece := path
-		if len(piece) > maxStep {
-			piece = path[:strings.LastIndexByte(path[:maxStep], '/')]
-		}
-		next, err := d.openat(at, piece, unix.O_PATH|unix.O_DIRECTORY)
-		if at != fd {
-			_ = unix.Close(at)
-		}
-		if err != nil {
-			return -1, err
-		}
-		if len(piece) == len(path) {
-			return next, nil
-		}
-		at, path = next, path[len(piece)+1:]
-	}
-}
-
-// openat opens path below the directory fd, with the restrictions of dirs.
+// openat opens path below the directory fd, with the restrictions of dirs. What
+// it creates only the owner may use.
 func (d *dirs) openat(fd int, path string, flags int) (int, error) {
 	flags |= unix.O_NOFOLLOW | unix.O_CLOEXEC
 	if !d.noOpenat2.Load() {
 		how := unix.OpenHow{
 			Flags:   uint64(flags),
 			Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
+		}
+		if flags&unix.O_CREAT != 0 {
+			how.Mode = createMode
 		}
 		for {
 			n, err := unix.Openat2(fd, path, &how)
@@ -248,7 +254,7 @@ func (d *dirs) stepwise(fd int, path string, flags int) (int, error) {
 
 func open(fd int, name string, flags int) (int, error) {
 	for {
-		n, err := unix.Openat(fd, name, flags|unix.O_CLOEXEC, 0)
+		n, err := unix.Openat(fd, name, flags|unix.O_CLOEXEC, createMode)
 		if !errors.Is(err, unix.EINTR) {
 			return n, err
 		}

@@ -163,7 +163,7 @@ func (s *restorer) run() error {
 		err = s.check(c)
 	}
 	if err == nil && s.sync && !s.fatal.Load() {
-		if err := unix.Syncfs(s.t.top.fd); err != nil {
+		if err := s.t.sync(); err != nil {
 			s.give(because("sync", err))
 		}
 	}

@@ -7,25 +7,10 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"sync"
 
 	"golang.org/x/sys/unix"
 
 	"orlop/snapshot"
-)
-
-const (
-	// maxDirs is how many directories of a target are open at once.
-	maxDirs = 64
-
-	// maxReach is how much of a path is resolved in one call. It is well under
-	// PATH_MAX because the directory at the end of each piece is kept open: on
-	// the way back up from 4,000 levels a parent is never far from one of them.
-	maxReach = 1024
-
-	// beneath makes the kernel refuse what would lead out of the target: "..",
-	// symbolic links, those of /proc, and mount points.
-	beneath = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV | unix.RESOLVE_NO_MAGICLINKS
 )
 
 // A target is a directory into which a tree is written. Other processes may
@@ -40,23 +25,7 @@ const (
 // is not a file of somewhere else that was linked in.
 //
 // Its methods may be called concurrently.
-type target struct {
-	top   *dir
-	plain bool   // no openat2 here: resolve name by name
-	mount uint64 // of top, as mountNumber tells
-
-	mu   sync.Mutex
-	dirs map[string]*dir
-	tick uint64
-}
-
-// A dir is an open directory, for use as the first argument of an *at call.
-type dir struct {
-	path string // relative to the top
-	fd   int
-	refs int
-	used uint64 // tick of the last use
-}
+type target struct{ *dirs }
 
 // An inode tells one file from all others that exist at the same time.
 type inode struct{ dev, ino uint64 }
@@ -66,173 +35,30 @@ func inodeOf(st *unix.Stat_t) inode { return inode{uint64(st.Dev), st.Ino} } //n
 // openTarget opens the directory root, which may be reached by way of symbolic
 // links: whoever names it means it.
 func openTarget(root string) (*target, error) {
-	fd, err := unix.Open(root, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	d, err := openDirs(root)
 	if err != nil {
 		return nil, err
 	}
-	t := &target{top: &dir{fd: fd}, dirs: make(map[string]*dir)}
-	probe, err := t.openat(fd, ".", unix.O_PATH|unix.O_DIRECTORY, 0)
-	if err != nil {
-		// Older kernels say ENOSYS; so do seccomp profiles that do not know
-		// the call, or EPERM.
-		t.plain = true
-		t.mount, err = mountNumber(fd)
-	} else {
-		unix.Close(probe)
-	}
-	if err != nil {
-		unix.Close(fd)
-		return nil, err
-	}
-	return t, nil
+	return &target{d}, nil
 }
 
-// close closes every descriptor. No other method may be running.
-func (t *target) close() {
-	for _, d := range t.dirs {
-		unix.Close(d.fd)
-	}
-	unix.Close(t.top.fd)
-}
-
-// dir returns the directory at path, which is relative to the top, open until
-// done is called with it.
-func (t *target) dir(path string) (*dir, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.tick++
-	d := t.dirs[path]
-	if d == nil {
-		d = t.top
-		for _, c := range t.dirs {
-			if len(c.path) > len(d.path) && len(c.path) < len(path) && path[len(c.path)] == '/' && strings.HasPrefix(path, c.path) {
-				d = c
-			}
-		}
-	}
-	for len(d.path) < len(path) {
-		start := len(d.path)
-		if start > 0 {
-			start++
-		}
-		end := len(path)
-		if end-start > maxReach {
-			end = start + strings.LastIndexByte(path[start:start+maxReach], '/')
-		}
-		d.used = t.tick // so that making room does not close it
-		t.room()
-		fd, err := t.openat(d.fd, path[start:end], unix.O_PATH|unix.O_DIRECTORY, 0)
-		if err != nil {
-			return nil, fmt.Errorf("open directory: %w", err)
-		}
-		d = &dir{path: path[:end], fd: fd}
-		t.dirs[d.path] = d
-		t.tick++
-	}
-	d.used = t.tick
-	d.refs++
-	return d, nil
-}
-
-// room closes the directories used longest ago until another may be opened.
-// Those in use stay, and the one used just now.
-func (t *target) room() {
-	for len(t.dirs) >= maxDirs-1 { // the top is one too
-		var old *dir
-		for _, d := range t.dirs {
-			if d.refs == 0 && d.used < t.tick && (old == nil || d.used < old.used) {
-				old = d
-			}
-		}
-		if old == nil {
-			return
-		}
-		unix.Close(old.fd)
-		delete(t.dirs, old.path)
-	}
-}
-
-// done gives back what dir returned.
-func (t *target) done(d *dir) {
-	t.mu.Lock()
-	d.refs--
-	t.mu.Unlock()
-}
-
-// openat opens path beneath the directory at. The last name may be a symbolic
-// link only for O_PATH, which opens the link itself.
-func (t *target) openat(at int, path string, flags int, mode uint32) (int, error) {
-	flags |= unix.O_NOFOLLOW | unix.O_CLOEXEC
-	if t.plain {
-		return t.step(at, path, flags, mode)
-	}
-	how := unix.OpenHow{Flags: uint64(flags), Mode: uint64(mode), Resolve: beneath}
-	for {
-		fd, err := unix.Openat2(at, path, &how)
-		// EAGAIN: the kernel could not rule out that a rename led it outside.
-		if err != unix.EINTR && err != unix.EAGAIN {
-			return fd, err
-		}
-	}
-}
-
-// step does what openat2 does, one name after the other.
-func (t *target) step(at int, path string, flags int, mode uint32) (int, error) {
-	from := at
-	for {
-		name, rest, more := strings.Cut(path, "/")
-		how := flags
-		if more {
-			how = unix.O_PATH | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
-		}
-		fd, err := unix.Openat(from, name, how, mode)
-		if err == unix.EINTR {
-			continue
-		}
-		if from != at {
-			unix.Close(from)
-		}
-		if err != nil {
-			return -1, err
-		}
-		if m, err := mountNumber(fd); err != nil || m != t.mount {
-			unix.Close(fd)
-			if err == nil {
-				err = unix.EXDEV
-			}
-			return -1, err
-		}
-		if !more {
-			return fd, nil
-		}
-		from, path = fd, rest
-	}
-}
-
-// mountNumber tells the mount that fd is on, or where the kernel does not say, its
-// device. (A device is not enough where it is: a bind mount has the same one.
-// And it is too much on btrfs, where subvolumes have devices of their own.)
-func mountNumber(fd int) (uint64, error) {
-	var x unix.Statx_t
-	if unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_MNT_ID, &x) == nil && x.Mask&unix.STATX_MNT_ID != 0 {
-		return x.Mnt_id, nil
-	}
-	var st unix.Stat_t
-	err := unix.Fstat(fd, &st)
-	return uint64(st.Dev), err //nolint:unconvert // int32 on mips
+// in opens a directory to do something in it, until put is called with it.
+func (t *target) in(path string) (*openDir, error) {
+	d, err := t.get(path)
+	return d, because("open directory", err)
 }
 
 // mkdir makes a directory that only we can enter. One that is there already is
 // taken as it is.
 func (t *target) mkdir(parent, name string) error {
-	d, err := t.dir(parent)
+	d, err := t.in(parent)
 	if err != nil {
 		return err
 	}
-	defer t.done(d)
+	defer t.put(d)
 	err = unix.Mkdirat(d.fd, name, 0o700)
 	if err == unix.EEXIST {
-		fd, openErr := t.openat(d.fd, name, unix.O_PATH|unix.O_DIRECTORY, 0)
+		fd, openErr := t.openat(d.fd, name, unix.O_PATH|unix.O_DIRECTORY)
 		if openErr == nil {
 			unix.Close(fd)
 			return nil
@@ -246,23 +72,23 @@ func (t *target) enter(parent, name string) (int, error) {
 	if name == "" {
 		name = "."
 	}
-	d, err := t.dir(parent)
+	d, err := t.in(parent)
 	if err != nil {
 		return -1, err
 	}
-	defer t.done(d)
-	fd, err := t.openat(d.fd, name, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	defer t.put(d)
+	fd, err := t.openat(d.fd, name, unix.O_RDONLY|unix.O_DIRECTORY)
 	return fd, because("open directory", err)
 }
 
 // create makes a file that only we can open and returns it open for writing.
 func (t *target) create(parent, name string) (int, inode, error) {
-	d, err := t.dir(parent)
+	d, err := t.in(parent)
 	if err != nil {
 		return -1, inode{}, err
 	}
-	defer t.done(d)
-	fd, err := t.openat(d.fd, name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY, 0o600)
+	defer t.put(d)
+	fd, err := t.openat(d.fd, name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY)
 	if err != nil {
 		return -1, inode{}, because("create", err)
 	}
@@ -276,12 +102,12 @@ func (t *target) create(parent, name string) (int, inode, error) {
 
 // find opens what is at path, O_PATH, and refuses it if it is not want.
 func (t *target) find(parent, name string, want inode) (int, error) {
-	d, err := t.dir(parent)
+	d, err := t.in(parent)
 	if err != nil {
 		return -1, err
 	}
-	defer t.done(d)
-	fd, err := t.openat(d.fd, name, unix.O_PATH, 0)
+	defer t.put(d)
+	fd, err := t.openat(d.fd, name, unix.O_PATH)
 	if err != nil {
 		return -1, because("open again", err)
 	}
@@ -323,21 +149,21 @@ func (t *target) remove(parent, name string, want inode) error {
 		return err
 	}
 	defer unix.Close(pin)
-	d, err := t.dir(parent)
+	d, err := t.in(parent)
 	if err != nil {
 		return err
 	}
-	defer t.done(d)
+	defer t.put(d)
 	return because("remove", unix.Unlinkat(d.fd, name, 0))
 }
 
 // node makes what is neither file nor directory and returns it opened O_PATH.
 func (t *target) node(e *snapshot.Entry) (int, inode, error) {
-	d, err := t.dir(e.Dir)
+	d, err := t.in(e.Dir)
 	if err != nil {
 		return -1, inode{}, err
 	}
-	defer t.done(d)
+	defer t.put(d)
 	kind, dev := kindOf(e.Type), 0
 	switch e.Type {
 	case snapshot.Symlink:
@@ -351,7 +177,7 @@ func (t *target) node(e *snapshot.Entry) (int, inode, error) {
 	if err != nil {
 		return -1, inode{}, because("make "+nounOf(e.Type), err)
 	}
-	fd, err := t.openat(d.fd, e.Name, unix.O_PATH, 0)
+	fd, err := t.openat(d.fd, e.Name, unix.O_PATH)
 	if err != nil {
 		return -1, inode{}, because("open "+nounOf(e.Type), err)
 	}
@@ -376,11 +202,11 @@ func (t *target) link(fromDir, from string, want inode, parent, name string) err
 		return err
 	}
 	defer unix.Close(pin)
-	d, err := t.dir(parent)
+	d, err := t.in(parent)
 	if err != nil {
 		return err
 	}
-	defer t.done(d)
+	defer t.put(d)
 	// Before Linux 6.10 this asks for CAP_DAC_READ_SEARCH, which the restore
 	// sandbox must not have, and says ENOENT without it.
 	err = unix.Linkat(pin, "", d.fd, name, unix.AT_EMPTY_PATH)
@@ -396,16 +222,26 @@ func (t *target) empty() (bool, error) {
 	names, err := t.list(".")
 	if err == nil && len(names) == 1 && names[0] == "lost+found" {
 		names, err = t.list("lost+found")
-		if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.EXDEV) {
+		if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) || errors.Is(err, errMount) {
 			return false, nil
 		}
 	}
 	return len(names) == 0, err
 }
 
+// sync waits until everything is on the disk.
+func (t *target) sync() error {
+	fd, err := t.openat(t.root.fd, ".", unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return unix.Syncfs(fd)
+}
+
 // list returns up to two of the names in path.
 func (t *target) list(path string) ([]string, error) {
-	fd, err := t.openat(t.top.fd, path, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	fd, err := t.openat(t.root.fd, path, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return nil, because("open directory", err)
 	}
