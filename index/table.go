@@ -51,8 +51,8 @@ var rowSize = [tables]int{
 }
 
 // blockSize is what is summed, and so read, at once. Packs and boxes are asked
-// one by one and at random, where less is faster: with blocks of 4 KiB a hit
-// takes twice as long. A line of the filter is a cache line: asking it costs
+// one by one and at random, where less is faster: with blocks of 4 KiB for all
+// a hit takes a third longer. A line of the filter is a cache line: asking costs
 // one miss of the cache, and its sum nearly nothing.
 func (k kind) blockSize() int {
 	switch k {
