@@ -1,0 +1,3 @@
+package backup_test
+
+func child(string) int { return 1 }
