@@ -50,8 +50,8 @@ read again, and if that does not help it is listed and the exit code is 3.`,
 		},
 		ValidArgsFunction: a.completeVolumes,
 	}
-	c.Flags().StringArrayVar(&f.paths, "path", nil, "directory of this host to back up (can be repeated)")
-	c.Flags().StringArrayVar(&f.tags, "tag", nil, "note to keep with the snapshots (can be repeated)")
+	c.Flags().StringArrayVar(&f.paths, "path", nil, "directory `DIR` of this host to back up (can be repeated)")
+	c.Flags().StringArrayVar(&f.tags, "tag", nil, "`NOTE` to keep with the snapshots (can be repeated)")
 	c.Flags().BoolVar(&f.readAll, "read-all", false, "read every file, also those that look unchanged")
 	c.Flags().BoolVar(&f.weakSandbox, "weak-sandbox", false, "accept a Docker engine that cannot confine system calls")
 	return c

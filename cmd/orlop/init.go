@@ -32,7 +32,7 @@ ORLOP_PASSWORD, ...) the password opens the repository and no key file is made.`
 			return a.initRepository(c.Context(), chunk.Algorithm(chunker))
 		},
 	}
-	c.Flags().StringVar(&chunker, "chunker", string(chunk.Gear), "how files are cut: gear or rabin; it cannot be changed later")
+	c.Flags().StringVar(&chunker, "chunker", string(chunk.Gear), "how files are cut, `WAY` is gear or rabin; it cannot be changed later")
 	return c
 }
 

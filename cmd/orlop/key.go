@@ -15,7 +15,7 @@ func (a *app) keyCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "key",
 		Short: "Keep the key of a repository safe",
-		Args:  cobra.NoArgs,
+		Args:  unknownCommand,
 		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	var output string
@@ -30,7 +30,7 @@ read every backup: print it, or keep it in a password manager.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return a.exportKey(c.Context(), output) },
 	}
-	export.Flags().StringVarP(&output, "output", "o", "", "write to a new file that only you can read instead")
+	export.Flags().StringVarP(&output, "output", "o", "", "write it to a new `FILE` that only you can read")
 	c.AddCommand(export)
 	return c
 }

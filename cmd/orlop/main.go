@@ -129,11 +129,10 @@ repository. Every backup costs only what changed and restores as if it were full
   orlop backup pgdata uploads          back up two volumes
   orlop snapshots                      what there is
   orlop restore pgdata --to pg-copy    get a volume back, into a new one`,
-		SilenceUsage:               true,
-		SilenceErrors:              true,
-		SuggestionsMinimumDistance: 2,
-		Version:                    version,
-		Args:                       unknownCommand,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Version:       version,
+		Args:          unknownCommand,
 		PersistentPreRunE: func(*cobra.Command, []string) error {
 			level := slog.LevelWarn
 			if a.verbose {
@@ -148,15 +147,15 @@ repository. Every backup costs only what changed and restores as if it were full
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	f := root.PersistentFlags()
-	f.StringVarP(&a.repo, "repo", "r", "", "directory of the repository (default $ORLOP_REPOSITORY or "+defaultRepository()+")")
-	f.StringVar(&a.passwordFile, "password-file", "", "file whose first line is the password (default $ORLOP_PASSWORD_FILE)")
-	f.StringVar(&a.keyFile, "key-file", "", "file with the generated key (default $ORLOP_KEY_FILE or where init put it)")
+	f.StringVarP(&a.repo, "repo", "r", "", "`DIR` of the repository (default $ORLOP_REPOSITORY, or where init makes one)")
+	f.StringVar(&a.passwordFile, "password-file", "", "`FILE` whose first line is the password (default $ORLOP_PASSWORD_FILE)")
+	f.StringVar(&a.keyFile, "key-file", "", "`FILE` with the generated key (default $ORLOP_KEY_FILE, or where init put it)")
 	f.BoolVar(&a.json, "json", false, "print results as JSON")
 	f.BoolVarP(&a.quiet, "quiet", "q", false, "print results and errors only")
 	f.BoolVarP(&a.verbose, "verbose", "v", false, "say what is being done")
 	f.BoolVar(&a.noProgress, "no-progress", false, "show no progress")
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		return hint(usageError{suggestFlag(c, err)}, "%q lists what there is", c.CommandPath()+" --help")
+		return suggestFlag(c, usageError{err})
 	})
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(
@@ -166,17 +165,30 @@ repository. Every backup costs only what changed and restores as if it were full
 	for _, c := range root.Commands() {
 		wrapArgs(c)
 	}
+	setHelp(root)
 	return root
 }
 
-// wrapArgs makes a wrong number of arguments a usage error.
+// wrapArgs makes a wrong number of arguments a usage error that says what is
+// right.
 func wrapArgs(c *cobra.Command) {
 	if check := c.Args; check != nil {
 		c.Args = func(c *cobra.Command, args []string) error {
-			if err := check(c, args); err != nil {
-				return hint(usageError{err}, "usage: %s", c.UseLine())
+			err := check(c, args)
+			var usage usageError
+			if err == nil || errors.As(err, &usage) {
+				return err
 			}
-			return nil
+			_, takes, _ := strings.Cut(c.Use, " ")
+			switch {
+			case takes == "":
+				err = usagef("%s takes no arguments, but was given %q", c.Name(), args[0])
+			case len(args) == 0:
+				err = usagef("%s needs %s", c.Name(), takes)
+			default:
+				err = usagef("%s takes %s, but was given %d arguments", c.Name(), takes, len(args))
+			}
+			return hint(err, "usage: %s", c.UseLine())
 		}
 	}
 	for _, sub := range c.Commands() {
@@ -189,11 +201,13 @@ func unknownCommand(c *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
 	}
-	err := usagef("unknown command %q", args[0])
+	above := strings.TrimPrefix(c.CommandPath()+" ", c.Root().Name()+" ")
+	err := usagef("unknown command %q", above+args[0])
+	c.SuggestionsMinimumDistance = 2
 	if near := c.SuggestionsFor(args[0]); len(near) > 0 {
-		return hint(err, "did you mean %q?", strings.Join(near, `" or "`))
+		return hint(err, `did you mean "%s"?`, above+strings.Join(near, `" or "`+above))
 	}
-	return hint(err, `"orlop --help" lists the commands`)
+	return hint(err, `"%s --help" lists the commands`, c.CommandPath())
 }
 
 // exitCode maps an error to the exit code that scripts rely on.
@@ -267,16 +281,14 @@ func hintFor(err error) string {
 	return ""
 }
 
-// suggestFlag names the flag that was probably meant.
+// suggestFlag names the flag that was probably meant, or where to find it.
 func suggestFlag(c *cobra.Command, err error) error {
-	_, typed, ok := strings.Cut(err.Error(), "unknown flag: --")
-	if !ok {
-		return err
+	if _, typed, ok := strings.Cut(err.Error(), "unknown flag: --"); ok {
+		if near := nearestFlag(c, typed); near != "" {
+			return hint(err, "did you mean --%s?", near)
+		}
 	}
-	if near := nearestFlag(c, typed); near != "" {
-		return hint(err, "did you mean --%s?", near)
-	}
-	return err
+	return hint(err, `"%s --help" lists the flags`, c.CommandPath())
 }
 
 func (a *app) versionCommand() *cobra.Command {

@@ -46,8 +46,8 @@ SOURCE@TIME and SOURCE@AGE: the newest at or before then.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error { return a.restore(c.Context(), args[0], f) },
 	}
-	c.Flags().StringVar(&f.to, "to", "", "new volume to make and fill")
-	c.Flags().StringVar(&f.target, "target", "", "new or empty directory of this host to fill")
+	c.Flags().StringVar(&f.to, "to", "", "new `VOLUME` to make and fill")
+	c.Flags().StringVar(&f.target, "target", "", "new or empty directory `DIR` of this host to fill")
 	c.Flags().BoolVar(&f.weakSandbox, "weak-sandbox", false, "accept a Docker engine that cannot confine system calls")
 	return c
 }
