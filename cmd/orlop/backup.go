@@ -292,7 +292,7 @@ func (b *backupRun) try(ctx context.Context, src backup.Source, connect func() (
 		return nil, "", fmt.Errorf("back up %s: %w", src.Source, err)
 	}
 	src.Root = from.root
-	m := b.meter(src.Source.String())
+	m := b.meter(src.Source.String(), "file")
 	defer m.stop()
 	opt := b.opt
 	opt.Progress = func(p backup.Progress) { m.set(p.Files, p.Bytes, p.BytesBefore) }
@@ -366,14 +366,7 @@ func (b *backupRun) report(src backup.Source, s *backup.Summary, transport strin
 	fmt.Fprintf(b.out, "%s  snapshot %s%s\n", cleanName(src.Source.String()), s.Snapshot.Short(), partial)
 	b.say("  files  %s new, %s changed, %s unmodified", number(s.FilesNew), number(s.FilesChanged), number(s.FilesUnmodified))
 	b.say("  bytes  %s in all, %s read, %s new, %s stored", size(s.Bytes), size(s.BytesRead), size(s.BytesNew), size(s.BytesStored))
-	b.say("  took   %s, %s by %s", took(s.Duration), rate(s.Bytes, s.Duration.Seconds()), transport)
-}
-
-func rate(bytes uint64, seconds float64) string {
-	if seconds <= 0 {
-		seconds = 1e-9
-	}
-	return size(uint64(float64(bytes)/seconds)) + "/s"
+	b.say("  took   %s", tookWith(s.Duration, s.BytesRead, "read"))
 }
 
 // completeVolumes completes names of volumes.

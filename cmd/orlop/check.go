@@ -57,10 +57,10 @@ func (a *app) check(ctx context.Context, readData bool) error {
 		return err
 	}
 	defer r.Close()
-	m := a.meter("check")
+	m := a.meter("check", "pack")
 	report, err := r.Check(ctx, repo.CheckOptions{
 		ReadData: readData,
-		Progress: func(packs, of int) { m.set(uint64(packs), uint64(packs), uint64(of)) },
+		Progress: func(packs, of int) { m.count(uint64(packs), uint64(of)) },
 	})
 	m.stop()
 	if err != nil {

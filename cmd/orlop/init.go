@@ -20,8 +20,8 @@ func (a *app) initCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "init",
 		Short: "Make a repository and a key for it",
-		Long: `Init makes an empty repository. Without a password it generates a key, keeps it in
-a file that only you can read, and says where: copy it somewhere safe, for
+		Long: `Init makes an empty repository. Without a password it generates a key, keeps it
+in a file that only you can read, and says where: copy it somewhere safe, for
 nobody can read the backups without it. With a password (--password-file,
 ORLOP_PASSWORD, ...) the password opens the repository and no key file is made.`,
 		Example: `  orlop init

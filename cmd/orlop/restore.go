@@ -175,7 +175,7 @@ func (v *volumes) ensure(ctx context.Context, want docker.Volume, mustBeNew bool
 
 // fill restores a snapshot into an empty place and tells how that went.
 func (a *app) fill(ctx context.Context, r *repo.Repo, s repo.Snapshot, c *agent.Client, root, where string) error {
-	m := a.meter(strings.TrimPrefix(where, "volume "))
+	m := a.meter(strings.TrimPrefix(where, "volume "), "file")
 	sum, err := restore.Run(ctx, r, c, s.Root, root, restore.Options{
 		Progress: func(p restore.Progress) { m.set(p.Files, p.Bytes, p.BytesTotal) },
 	})
@@ -202,7 +202,7 @@ func (a *app) fill(ctx context.Context, r *repo.Repo, s repo.Snapshot, c *agent.
 	} else {
 		fmt.Fprintf(a.out, "restored %s of %s into %s\n", s.ID.Short(), cleanName(s.Source.String()), where)
 		a.say("  files  %s, %s", number(sum.Files+sum.Others), size(sum.Bytes))
-		a.say("  took   %s, %s by %s", took(sum.Duration), rate(sum.Bytes, sum.Duration.Seconds()), c.Transport())
+		a.say("  took   %s", tookWith(sum.Duration, sum.BytesWritten, "written"))
 		if s.Partial {
 			a.warn("this snapshot is partial: %s not in it as they were on disk", plural(s.SkippedCount+s.TornCount, "file"))
 		}

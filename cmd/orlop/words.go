@@ -107,6 +107,16 @@ func took(d time.Duration) string {
 	return d.Round(time.Second).String()
 }
 
+// tookWith is how long something took, and how fast it was if that says
+// anything.
+func tookWith(d time.Duration, bytes uint64, done string) string {
+	s := took(d)
+	if bytes >= 1e6 && d > 0 {
+		s += fmt.Sprintf(", %s at %s/s", done, size(uint64(float64(bytes)/d.Seconds())))
+	}
+	return s
+}
+
 // nearestFlag finds the flag of c that typed is a misspelling of, or "".
 func nearestFlag(c *cobra.Command, typed string) string {
 	typed, _, _ = strings.Cut(typed, "=")
