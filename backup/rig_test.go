@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -29,14 +30,18 @@ import (
 // TestMain lets the test binary be the orlop that is killed, or one without
 // rights.
 func TestMain(m *testing.M) {
-	if task := os.Getenv("ORLOP_BACKUP_TEST"); task != "" {
+	switch task := os.Getenv("ORLOP_BACKUP_TEST"); task {
+	case "":
+	case "nobody":
+		dropRights()
+	default:
 		os.Exit(child(task))
 	}
 	goleak.VerifyTestMain(m)
 }
 
 // small cuts files so finely that little data has many chunks.
-var small = chunk.Config{Algorithm: chunk.Gear, Min: 1 << 10, Avg: 4 << 10, Max: 16 << 10}
+var small = chunk.Config{Algorithm: chunk.Gear, Min: 2 << 10, Avg: 8 << 10, Max: 32 << 10}
 
 func cut(t testing.TB, a chunk.Algorithm) chunk.Config {
 	t.Helper()
@@ -290,6 +295,18 @@ func shape(lines []string) string {
 		out = append(out, strings.Join(f[:min(2, len(f))], " "))
 	}
 	return strings.Join(out, "\n")
+}
+
+// mount mounts a file system on dir for the time of the test, and reports
+// whether it may.
+func mount(t testing.TB, kind, dir, options string) bool {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		return false
+	}
+	must(t, syscall.Mount("orlop-test", dir, kind, 0, options))
+	t.Cleanup(func() { must(t, syscall.Unmount(dir, syscall.MNT_DETACH)) })
+	return true
 }
 
 func exists(path string) bool {

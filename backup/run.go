@@ -1,6 +1,7 @@
 package backup
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -115,10 +116,6 @@ func newRun(ctx context.Context, r *repo.Repo, w *repo.Writer, src Source, opt O
 	}
 	b.reached.FilesBefore = b.head.Totals.Files + b.head.Totals.Others
 	b.reached.BytesBefore = b.head.Totals.Bytes
-	if opt.ReadAll && b.old != nil {
-		b.old.Close()
-		b.old = nil
-	}
 	b.advance()
 	var err error
 	if b.stats, err = r.Local().NewStats(src.Source.String(), key); err != nil {
@@ -239,14 +236,14 @@ func (b *run) decide(ctx context.Context, s *slot, a *agent.Answer) error {
 	if s.stat.Links > 1 && !isDir && b.joins(s) {
 		return nil
 	}
-	if s.old != nil && unchanged(&s.stat, s.old) {
+	if s.old != nil && !b.opt.ReadAll && unchanged(&s.stat, s.old) {
 		ok, err := b.reuse(ctx, s)
 		if err != nil || ok {
 			return err
 		}
 	}
 	a.Read = true
-	if s.old != nil && s.stat.Type == snapshot.File {
+	if s.old != nil && !b.opt.ReadAll && s.stat.Type == snapshot.File {
 		a.Old = level0(s.old)
 	}
 	return nil
@@ -507,8 +504,11 @@ func (b *run) emit(ctx context.Context, s *slot) error {
 		return fmt.Errorf("%s: %w", e.Path(), err)
 	}
 	known := e.Content.Level == 0 || len(s.refs) > 0
-	if s.keep && known {
+	if known {
 		rec := &local.Record{Entry: *e, CTime: s.stat.CTime, Inode: s.stat.Inode, Device: s.stat.Device}
+		if !s.keep {
+			rec.Inode = 0 // no file's: what is known serves to compare, not to be believed
+		}
 		if e.Content.Level > 0 {
 			rec.Refs = s.refs
 		}
@@ -530,7 +530,7 @@ func (b *run) emit(ctx context.Context, s *slot) error {
 		b.totals.Others++
 	}
 	switch {
-	case s.same:
+	case s.same, s.old != nil && sameEntry(e, &s.old.Entry):
 		b.sum.FilesUnmodified++
 	case s.old != nil:
 		b.sum.FilesChanged++
@@ -538,6 +538,17 @@ func (b *run) emit(ctx context.Context, s *slot) error {
 		b.sum.FilesNew++
 	}
 	return nil
+}
+
+// sameEntry reports whether two entries of one path are the same in every way
+// that is kept.
+func sameEntry(a, b *snapshot.Entry) bool {
+	pa, err := snapshot.AppendEntry(nil, a.Dir, a)
+	if err != nil {
+		return false
+	}
+	pb, err := snapshot.AppendEntry(nil, b.Dir, b)
+	return err == nil && bytes.Equal(pa, pb)
 }
 
 func (b *run) progress() {
