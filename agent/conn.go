@@ -34,8 +34,9 @@ type credits struct {
 	Writes  uint32 // bytes of restore data sent and not yet acknowledged
 }
 
-// The largest credits, and those that are used outside tests.
-var fullCredits = credits{Batches: 64, Names: 1024, Bytes: 32 << 20, Old: 128 << 10, Writes: 32 << 20}
+// The largest credits, and those that are used outside tests. More of them make
+// nothing faster: a round trip is a millisecond. They cost memory on both sides.
+var fullCredits = credits{Batches: 16, Names: 1024, Bytes: 8 << 20, Old: 128 << 10, Writes: 16 << 20}
 
 func (c credits) least(o credits) credits {
 	return credits{

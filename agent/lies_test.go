@@ -247,7 +247,7 @@ func TestAClientFindsEachLieOut(t *testing.T) {
 		{"a time that is none", "1000000000 nanoseconds", func(l *fibber) {
 			l.entries(0, theRoot, Stat{Name: "x", Type: snapshot.File, MTime: snapshot.Time{Nsec: 1e9}})
 		}},
-		{"more batches than the window holds", "more than 64 batches", func(l *fibber) {
+		{"more batches than the window holds", "more than 16 batches", func(l *fibber) {
 			l.entries(0, theRoot)
 			for i := range uint64(100) {
 				l.entries(i+1, Stat{Name: fmt.Sprintf("%04d", i), Type: snapshot.File})

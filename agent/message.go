@@ -19,7 +19,7 @@ const (
 
 	// Window is the largest number of entries there can be between the oldest
 	// one that is to be read and has no FILE yet, and the newest.
-	Window = 64 * maxBatch
+	Window = 16 * maxBatch
 
 	maxEntries = 1 << 32 // entries of one backup
 	minCharge  = 512     // see charge

@@ -22,7 +22,7 @@ const (
 	// Linux keeps file times by a clock that ticks at least this often (100 Hz).
 	clockTick = 10_000_000 // ns
 
-	firstBuffer = 256 << 10 // of a reader; it grows to twice the largest chunk
+	firstBuffer = 256 << 10 // of a reader; it grows to the largest chunk and as much again
 )
 
 // A cutter cuts one stream into blobs. Data goes in by room and wrote.
@@ -39,9 +39,9 @@ type cutter struct {
 
 // reset begins a stream of about size bytes.
 func (c *cutter) reset(size uint64, old []snapshot.Ref) {
-	want := int(min(size, uint64(2*c.splitter.Max())))
+	want := int(min(size, uint64(c.splitter.Max()+firstBuffer)))
 	if cap(c.buf) < want {
-		c.buf = make([]byte, max(want, min(firstBuffer, 2*c.splitter.Max())))
+		c.buf = make([]byte, max(want, min(firstBuffer, c.splitter.Max()+firstBuffer)))
 	}
 	c.buf, c.from, c.old, c.refs = c.buf[:0], 0, old, 0
 }

@@ -47,6 +47,10 @@ func newZstd(allBytes bool) *zstd.Encoder {
 		// The frame then always says how long its content is, and a reader
 		// can refuse a lie before it allocates.
 		zstd.WithSingleSegment(true),
+		// A group is a mebibyte, so a longer window finds little more and
+		// would cost eight times the memory: 4 MiB an encoder.
+		zstd.WithWindowSize(GroupRaw),
+		zstd.WithLowerEncoderMem(true),
 		zstd.WithAllLitEntropyCompression(allBytes))
 	if err != nil {
 		panic(err) // only options that contradict each other

@@ -148,7 +148,7 @@ func (b *Builder) grow(n int) {
 	case need <= bigSize/4:
 		b.data = append(make([]byte, 0, max(need, 2*cap(b.data))+minSize), b.data...)
 	case need <= Target:
-		b.data = append(make([]byte, 0, Target+Target/4), b.data...)
+		b.data = append(make([]byte, 0, Target+box.GroupRaw+step), b.data...)
 	default:
 		b.data = append(make([]byte, 0, 2*need), b.data...)
 	}
