@@ -86,7 +86,7 @@ type want struct {
 
 // A bundle is what becomes one box.
 type bundle struct {
-	builder box.Builder
+	builder *box.Builder
 	blobs   []BoxBlob
 	charge  int64
 }
@@ -440,7 +440,7 @@ func (b *backup) offer(ctx context.Context, o Offer, data []byte) error {
 
 // group drops what is not wanted and puts the rest into groups.
 func (b *backup) group(ctx context.Context) error {
-	small := new(bundle)
+	small := newBundle()
 	send := func(g *bundle) error {
 		select {
 		case b.groups <- g:
@@ -454,7 +454,7 @@ func (b *backup) group(ctx context.Context) error {
 			return nil
 		}
 		err := send(small)
-		small = new(bundle)
+		small = newBundle()
 		return err
 	}
 	for open := true; open; {
@@ -474,7 +474,7 @@ func (b *backup) group(ctx context.Context) error {
 			case !x.wanted:
 				b.bytes.Release(charge)
 			case ref.Length >= box.SmallBlob:
-				g := new(bundle)
+				g := newBundle()
 				g.add(x.blob, charge)
 				if err := send(g); err != nil {
 					return err
@@ -498,6 +498,11 @@ func (b *backup) group(ctx context.Context) error {
 	return flush()
 }
 
+// builders that were used, and have room.
+var builders = sync.Pool{New: func() any { return new(box.Builder) }}
+
+func newBundle() *bundle { return &bundle{builder: builders.Get().(*box.Builder)} }
+
 func (g *bundle) add(x *blob, charge int64) {
 	g.builder.Add(id.Data, x.data)
 	g.blobs = append(g.blobs, BoxBlob{Name: x.offer.Ref.Name, Kind: id.Data, Length: uint32(len(x.data))})
@@ -519,6 +524,8 @@ func (b *backup) pack(ctx context.Context) error {
 		}
 		p := &packed{box: Box{Blobs: g.blobs}, charge: g.charge}
 		p.box.Codec, p.box.Raw, p.box.Payload = g.builder.Finish(e, buffer(g.builder.Raw()))
+		g.builder.Reset()
+		builders.Put(g.builder)
 		if err := b.put(ctx, message{box: p}); err != nil {
 			return err
 		}

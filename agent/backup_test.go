@@ -154,11 +154,17 @@ func (s *shelf) bytes(t *testing.T, path string) []byte {
 // pair joins a client and an agent by a socket pair.
 func pair(t testing.TB, host, agent settings) *Client {
 	t.Helper()
+	h, a := socketPair(t)
+	return joined(t, host, agent, h, a)
+}
+
+func socketPair(t testing.TB) (host, agent *os.File) {
+	t.Helper()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return joined(t, host, agent, os.NewFile(uintptr(fds[0]), "host"), os.NewFile(uintptr(fds[1]), "agent"))
+	return os.NewFile(uintptr(fds[0]), "host"), os.NewFile(uintptr(fds[1]), "agent")
 }
 
 func joined(t testing.TB, host, agent settings, h, a io.ReadWriteCloser) *Client {
@@ -259,3 +265,25 @@ func (s *shelf) cuts() map[string][]snapshot.Ref {
 	}
 	return cuts
 }
+
+// drop is a receiver that keeps nothing.
+type drop struct{ read, want bool }
+
+func (d drop) Entries(_ context.Context, _ uint64, batch []Stat) ([]Answer, error) {
+	answers := make([]Answer, len(batch))
+	for i := range answers {
+		answers[i].Read = d.read
+	}
+	return answers, nil
+}
+
+func (d drop) Offers(_ context.Context, offers []Offer) ([]bool, error) {
+	want := make([]bool, len(offers))
+	for i := range want {
+		want[i] = d.want
+	}
+	return want, nil
+}
+
+func (drop) Box(context.Context, Box) error    { return nil }
+func (drop) File(context.Context, *File) error { return nil }
