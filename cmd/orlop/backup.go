@@ -316,24 +316,24 @@ func (b *backupRun) result(ctx context.Context) error {
 
 // A summaryJSON is the last line of backup --json.
 type summaryJSON struct {
-	MessageType     string             `json:"message_type"`
-	Source          string             `json:"source"`
-	Snapshot        id.Snapshot        `json:"snapshot"`
-	Parent          id.Snapshot        `json:"parent"`
-	FilesTotal      uint64             `json:"files_total"`
-	FilesNew        uint64             `json:"files_new"`
-	FilesChanged    uint64             `json:"files_changed"`
-	FilesUnmodified uint64             `json:"files_unmodified"`
-	FilesSkipped    uint64             `json:"files_skipped"`
-	FilesTorn       uint64             `json:"files_torn"`
-	BytesTotal      uint64             `json:"bytes_total"`
-	BytesRead       uint64             `json:"bytes_read"`
-	BytesNew        uint64             `json:"bytes_new"`
-	BytesStored     uint64             `json:"bytes_stored"`
-	Duration        float64            `json:"duration_seconds"`
-	Transport       string             `json:"transport"`
-	Skipped         []snapshot.Problem `json:"skipped,omitempty"`
-	Torn            []snapshot.Problem `json:"torn,omitempty"`
+	MessageType     string        `json:"message_type"`
+	Source          string        `json:"source"`
+	Snapshot        id.Snapshot   `json:"snapshot"`
+	Parent          id.Snapshot   `json:"parent"`
+	FilesTotal      uint64        `json:"files_total"`
+	FilesNew        uint64        `json:"files_new"`
+	FilesChanged    uint64        `json:"files_changed"`
+	FilesUnmodified uint64        `json:"files_unmodified"`
+	FilesSkipped    uint64        `json:"files_skipped"`
+	FilesTorn       uint64        `json:"files_torn"`
+	BytesTotal      uint64        `json:"bytes_total"`
+	BytesRead       uint64        `json:"bytes_read"`
+	BytesNew        uint64        `json:"bytes_new"`
+	BytesStored     uint64        `json:"bytes_stored"`
+	Duration        float64       `json:"duration_seconds"`
+	Transport       string        `json:"transport"`
+	Skipped         []problemJSON `json:"skipped,omitempty"`
+	Torn            []problemJSON `json:"torn,omitempty"`
 }
 
 func (b *backupRun) report(src backup.Source, s *backup.Summary, transport string) {
@@ -355,7 +355,7 @@ func (b *backupRun) report(src backup.Source, s *backup.Summary, transport strin
 			FilesTotal: s.Files(), FilesNew: s.FilesNew, FilesChanged: s.FilesChanged, FilesUnmodified: s.FilesUnmodified,
 			FilesSkipped: s.SkippedCount, FilesTorn: s.TornCount,
 			BytesTotal: s.Bytes, BytesRead: s.BytesRead, BytesNew: s.BytesNew, BytesStored: s.BytesStored,
-			Duration: s.Duration.Seconds(), Transport: transport, Skipped: s.Skipped, Torn: s.Torn,
+			Duration: s.Duration.Seconds(), Transport: transport, Skipped: problemsJSON(s.Skipped), Torn: problemsJSON(s.Torn),
 		})
 		return
 	}

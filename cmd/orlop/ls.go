@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -41,7 +42,7 @@ SOURCE@TIME and SOURCE@AGE: the newest at or before then.`,
 
 // An entryJSON is an entry as --json shows it, one a line.
 type entryJSON struct {
-	Path   string `json:"path"`
+	jsonPath
 	Type   string `json:"type"`
 	Mode   string `json:"mode"`
 	UID    uint32 `json:"uid"`
@@ -50,6 +51,35 @@ type entryJSON struct {
 	MTime  string `json:"mtime"`
 	Target string `json:"target,omitempty"`
 	Torn   bool   `json:"torn,omitempty"`
+}
+
+// A jsonPath is the path of something in a snapshot.
+type jsonPath struct {
+	Path string `json:"path"`
+	// Bytes is the path when it is no UTF-8, which JSON cannot hold.
+	Bytes []byte `json:"path_bytes,omitempty"`
+}
+
+func asPath(path string) jsonPath {
+	p := jsonPath{Path: "/" + path}
+	if !utf8.ValidString(path) {
+		p.Bytes = []byte("/" + path)
+	}
+	return p
+}
+
+// A problemJSON is a file that is not, or not all, where it should be.
+type problemJSON struct {
+	jsonPath
+	Reason string `json:"reason"`
+}
+
+func problemsJSON(list []snapshot.Problem) []problemJSON {
+	var out []problemJSON
+	for _, p := range list {
+		out = append(out, problemJSON{asPath(p.Path), p.Reason})
+	}
+	return out
 }
 
 func (a *app) ls(ctx context.Context, reference, path string, long, recursive bool) error {
@@ -108,7 +138,7 @@ func (a *app) findSnapshot(ctx context.Context, r *repo.Repo, reference string) 
 func (a *app) printEntry(e *snapshot.Entry, long bool) error {
 	if a.json {
 		return a.printJSON(entryJSON{
-			Path: "/" + e.Path(), Type: e.Type.String(), Mode: fmt.Sprintf("%04o", e.Mode), UID: e.UID, GID: e.GID,
+			jsonPath: asPath(e.Path()), Type: e.Type.String(), Mode: fmt.Sprintf("%04o", e.Mode), UID: e.UID, GID: e.GID,
 			Size: e.Size, MTime: e.MTime.Go().UTC().Format(jsonTime), Target: e.Target, Torn: e.Torn,
 		})
 	}

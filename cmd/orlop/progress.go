@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -114,9 +115,9 @@ func (m *meter) draw(bounded bool) {
 		mpb.PrependDecorators(decor.Name(m.name+": "), words(func(p progress) string { return m.words(p) + m.rate(p) + " " })),
 		mpb.AppendDecorators(words(func(p progress) string {
 			if p.noBytes {
-				return m.left(p.things, p.total)
+				return strings.TrimPrefix(m.left(p.things, p.total), ", ")
 			}
-			return m.left(p.bytes, p.total)
+			return strings.TrimPrefix(m.left(p.bytes, p.total), ", ")
 		})),
 	)
 }

@@ -195,7 +195,7 @@ func (a *app) fill(ctx context.Context, r *repo.Repo, s repo.Snapshot, c *agent.
 	if a.json {
 		if err := a.printJSON(restoreJSON{
 			"summary", s.Source.String(), s.ID, where, sum.Files + sum.Others, sum.Dirs, sum.Bytes, sum.BytesWritten,
-			sum.ProblemCount, sum.Problems, sum.Duration.Seconds(), c.Transport(),
+			sum.ProblemCount, problemsJSON(sum.Problems), sum.Duration.Seconds(), c.Transport(),
 		}); err != nil {
 			return err
 		}
@@ -215,16 +215,16 @@ func (a *app) fill(ctx context.Context, r *repo.Repo, s repo.Snapshot, c *agent.
 
 // A restoreJSON is what restore --json prints.
 type restoreJSON struct {
-	MessageType  string             `json:"message_type"`
-	Source       string             `json:"source"`
-	Snapshot     id.Snapshot        `json:"snapshot"`
-	Target       string             `json:"target"`
-	Files        uint64             `json:"files"`
-	Dirs         uint64             `json:"dirs"`
-	Bytes        uint64             `json:"bytes"`
-	BytesWritten uint64             `json:"bytes_written"`
-	Errors       uint64             `json:"errors"`
-	Problems     []snapshot.Problem `json:"problems,omitempty"`
-	Duration     float64            `json:"duration_seconds"`
-	Transport    string             `json:"transport"`
+	MessageType  string        `json:"message_type"`
+	Source       string        `json:"source"`
+	Snapshot     id.Snapshot   `json:"snapshot"`
+	Target       string        `json:"target"`
+	Files        uint64        `json:"files"`
+	Dirs         uint64        `json:"dirs"`
+	Bytes        uint64        `json:"bytes"`
+	BytesWritten uint64        `json:"bytes_written"`
+	Errors       uint64        `json:"errors"`
+	Problems     []problemJSON `json:"problems,omitempty"`
+	Duration     float64       `json:"duration_seconds"`
+	Transport    string        `json:"transport"`
 }

@@ -39,8 +39,8 @@ func TestMain(m *testing.M) {
 //	damage GLOB                   flip a bit in the middle of the one file GLOB matches
 //	count N GLOB                  GLOB matches N files
 //
-// PATH is .field, [index] and # (how many); [-1] is the last, and a PATH that
-// begins with @N is of the N-th text. WANT is JSON, a bare word, /regexp/, >N or <N.
+// PATH is made of .field, [index] and [len]; [-1] is the last. One that begins
+// with @N is of the N-th text, from 0. WANT is JSON, a bare word, /regexp/, >N or <N.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                "testdata",
@@ -241,7 +241,7 @@ func jsonValue(text, path string) (any, error) {
 	}
 	at := len(all) - 1
 	if rest, ok := strings.CutPrefix(path, "@"); ok {
-		n := strings.IndexAny(rest+".", ".[#")
+		n := strings.IndexAny(rest+".", ".[")
 		i, err := strconv.Atoi(rest[:n])
 		if err != nil {
 			return nil, fmt.Errorf("path %q: %w", path, err)
@@ -252,9 +252,9 @@ func jsonValue(text, path string) (any, error) {
 		return nil, fmt.Errorf("there are %d JSON texts", len(all))
 	}
 	v := all[at]
-	for _, step := range regexp.MustCompile(`\.?\w+|\[-?\d+\]|#`).FindAllString(path, -1) {
+	for _, step := range regexp.MustCompile(`\.?\w+|\[(-?\d+|len)\]`).FindAllString(path, -1) {
 		switch list, isList := v.([]any); {
-		case step == "#" && isList:
+		case step == "[len]" && isList:
 			v = json.Number(strconv.Itoa(len(list)))
 		case step[0] == '[' && isList:
 			i, _ := strconv.Atoi(strings.Trim(step, "[]"))

@@ -10,7 +10,6 @@ import (
 
 	"orlop/id"
 	"orlop/repo"
-	"orlop/snapshot"
 )
 
 func (a *app) snapshotsCommand() *cobra.Command {
@@ -29,21 +28,21 @@ compose calls it, or volume:NAME and path:/DIRECTORY spelled out.`,
 
 // A snapshotJSON is a snapshot as --json shows it.
 type snapshotJSON struct {
-	ID       id.Snapshot        `json:"id"`
-	ShortID  string             `json:"short_id"`
-	Time     string             `json:"time"`
-	Source   string             `json:"source"`
-	Host     string             `json:"host,omitempty"`
-	Project  string             `json:"project,omitempty"`
-	Previous id.Snapshot        `json:"previous"`
-	Files    uint64             `json:"files"`
-	Dirs     uint64             `json:"dirs"`
-	Bytes    uint64             `json:"bytes"`
-	Partial  bool               `json:"partial"`
-	Skipped  []snapshot.Problem `json:"skipped,omitempty"`
-	Torn     []snapshot.Problem `json:"torn,omitempty"`
-	Tags     []string           `json:"tags"`
-	Version  string             `json:"version,omitempty"`
+	ID       id.Snapshot   `json:"id"`
+	ShortID  string        `json:"short_id"`
+	Time     string        `json:"time"`
+	Source   string        `json:"source"`
+	Host     string        `json:"host,omitempty"`
+	Project  string        `json:"project,omitempty"`
+	Previous id.Snapshot   `json:"previous"`
+	Files    uint64        `json:"files"`
+	Dirs     uint64        `json:"dirs"`
+	Bytes    uint64        `json:"bytes"`
+	Partial  bool          `json:"partial"`
+	Skipped  []problemJSON `json:"skipped,omitempty"`
+	Torn     []problemJSON `json:"torn,omitempty"`
+	Tags     []string      `json:"tags"`
+	Version  string        `json:"version,omitempty"`
 }
 
 const jsonTime = "2006-01-02T15:04:05.999999999Z07:00"
@@ -53,7 +52,7 @@ func asJSON(s repo.Snapshot) snapshotJSON {
 		ID: s.ID, ShortID: s.ID.Short(), Time: s.Started.Go().Format(jsonTime),
 		Source: s.Source.String(), Host: s.Source.Host, Project: s.Source.Project, Previous: s.Previous,
 		Files: s.Totals.Files + s.Totals.Others, Dirs: s.Totals.Dirs, Bytes: s.Totals.Bytes,
-		Partial: s.Partial, Skipped: s.Skipped, Torn: s.Torn, Tags: append([]string{}, s.Tags...), Version: s.Version,
+		Partial: s.Partial, Skipped: problemsJSON(s.Skipped), Torn: problemsJSON(s.Torn), Tags: append([]string{}, s.Tags...), Version: s.Version,
 	}
 }
 
