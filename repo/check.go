@@ -483,7 +483,9 @@ func (c *check) foundBlob(s Snapshot, o snapshot.Object, err error) {
 	var d *DamageError
 	name := snapshotName(s.Session, s.ID)
 	if errors.As(err, &d) && d.Name != "" {
-		name = d.Name
+		if name = d.Name; d.Blob == o.Name {
+			err = d.Err // the rest is said by the error that this becomes
+		}
 	}
 	c.found(name, o.Name, fmt.Errorf("%s needs it: %w", what, err))
 }
