@@ -173,7 +173,7 @@ func (g *rig) whole(t testing.TB) *backup.Summary {
 func (g *rig) settle(t testing.TB) *backup.Summary {
 	t.Helper()
 	for range 100 {
-		if s := g.whole(t); s.BytesRead == 0 && s.FilesChanged+s.FilesNew == 0 {
+		if s := g.whole(t); s.BytesRead == 0 && s.BytesNew == 0 {
 			return s
 		}
 	}
@@ -315,3 +315,11 @@ func exists(path string) bool {
 }
 
 var _ = fmt.Sprint
+
+func local(t testing.TB) *agent.Client {
+	t.Helper()
+	c, err := agent.Local(t.Context())
+	must(t, err)
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}

@@ -89,6 +89,7 @@ type link struct {
 	stat  agent.Stat
 	seen  uint32
 	slot  *slot // of the first name, once that left the window
+	moved bool  // the first name was another file's when it was read
 }
 
 func newRun(ctx context.Context, r *repo.Repo, w *repo.Writer, src Source, opt Options) (*run, error) {
@@ -372,6 +373,9 @@ func (b *run) File(ctx context.Context, f *agent.File) error {
 		s.entry, s.state = entryOf(&s.stat), ready
 		return b.drain(ctx)
 	}
+	if l := s.first; l != nil {
+		l.moved = f.Stat.Inode != l.stat.Inode || f.Stat.Device != l.stat.Device
+	}
 	s.stat = f.Stat
 	e := entryOf(&s.stat)
 	e.Inline, e.Sparse, e.Extents = f.Inline, f.Sparse, f.Extents
@@ -468,7 +472,7 @@ func (b *run) drain(ctx context.Context) error {
 func (b *run) leaveLink(s *slot) {
 	l := s.first
 	l.slot = s
-	if s.state == ready {
+	if s.state == ready && !l.moved {
 		s.entry.Group = l.group
 	}
 	b.forgetLink(l)
@@ -478,8 +482,8 @@ func (b *run) leaveLink(s *slot) {
 func (b *run) takeLink(s *slot) bool {
 	l := s.linkTo
 	b.forgetLink(l)
-	if l.slot.state == gone {
-		b.skip(s, "it is the same file as "+l.path+", which could not be kept")
+	if l.slot.state == gone || l.moved {
+		b.skip(s, "it was the same file as "+l.path+", by which it could not be read")
 		return false
 	}
 	e := *l.slot.entry
