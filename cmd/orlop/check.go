@@ -81,7 +81,7 @@ func (a *app) check(ctx context.Context, readData bool) error {
 			}
 		}
 		if err := a.printJSON(checkJSON{
-			"summary", report.Snapshots, report.Packs, report.Segments, report.Blobs, report.BytesRead, len(report.Damage), affected,
+			"summary", report.Snapshots, report.Packs, report.Segments, report.Blobs, report.BytesRead, objects(report.Damage), affected,
 		}); err != nil {
 			return err
 		}
@@ -92,6 +92,15 @@ func (a *app) check(ctx context.Context, readData bool) error {
 		return errFound
 	}
 	return nil
+}
+
+// objects counts what is damaged, each once however much is wrong with it.
+func objects(damage []*repo.DamageError) int {
+	names := map[store.Name]bool{}
+	for _, d := range damage {
+		names[d.Name] = true
+	}
+	return len(names)
 }
 
 func (a *app) printCheck(report *repo.CheckReport, readData bool) {
@@ -108,7 +117,7 @@ func (a *app) printCheck(report *repo.CheckReport, readData bool) {
 	if len(report.Damage) == 0 {
 		fmt.Fprintln(a.out, ": all is well")
 	} else {
-		fmt.Fprintf(a.out, ": %s damaged\n", plural(uint64(len(report.Damage)), "object"))
+		fmt.Fprintf(a.out, ": %s damaged\n", plural(uint64(objects(report.Damage)), "object"))
 	}
 	if report.Orphans > 0 {
 		a.say("%s not listed by any index segment, left by a run that was killed; the next backup uses them", plural(uint64(report.Orphans), "pack"))

@@ -37,8 +37,12 @@ func find(all []repo.Snapshot, reference string, now time.Time) (repo.Snapshot, 
 	if len(all) == 0 {
 		return none, hint(fmt.Errorf("%q: there are no snapshots yet", reference), `"orlop backup" makes one`)
 	}
-	source, moment, timed := strings.Cut(reference, "@")
-	if strings.HasPrefix(reference, "@") {
+	source, moment, timed := reference, "", false
+	// A directory may have an @ in its name; no moment has.
+	if at := strings.LastIndex(reference, "@"); at >= 0 && len(ofSource(all, reference)) == 0 {
+		source, moment, timed = reference[:at], reference[at+1:], true
+	}
+	if timed && source == "" {
 		return none, usagef("%q: there is no source before the @", reference)
 	}
 	until, err := parseMoment(moment, timed, now)
@@ -73,7 +77,7 @@ func find(all []repo.Snapshot, reference string, now time.Time) (repo.Snapshot, 
 			return s, nil
 		}
 	}
-	return none, hint(fmt.Errorf("%q: the oldest snapshot of %s is of %s", reference, of[0].Source, of[0].Started.Go().Format(timeFormat)),
+	return none, hint(fmt.Errorf("%q: the oldest snapshot of %s is of %s", reference, of[0].Source, of[0].Started.Go().In(now.Location()).Format(timeFormat)),
 		"there is none that old")
 }
 
