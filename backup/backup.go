@@ -151,7 +151,7 @@ func once(ctx context.Context, r *repo.Repo, c *agent.Client, src Source, opt Op
 	if err := b.stats.Commit(local.Head{
 		Snapshot: name, Session: w.Session(), Sequence: s.Sequence, Root: root, Totals: b.totals, Time: s.Finished,
 	}); err != nil {
-		b.log.Warn("the stat cache could not be kept", "source", src.Source.String(), "error", err)
+		b.log.Debug("the stat cache could not be kept", "source", src.Source.String(), "error", err)
 	}
 	st := w.Stats()
 	b.sum.Snapshot, b.sum.Parent, b.sum.Session = name, b.head.Snapshot, w.Session()

@@ -170,7 +170,7 @@ func (b *run) advance() {
 	rec, err := b.old.Next()
 	if err != nil {
 		if !errors.Is(err, io.EOF) {
-			b.log.Warn("the stat cache is damaged; files are read again", "error", err)
+			b.log.Debug("the stat cache is damaged; files are read again", "error", err)
 		}
 		b.old.Close()
 		b.old = nil

@@ -129,12 +129,12 @@ func (x *Index) open() error {
 			case errors.Is(err, fs.ErrNotExist):
 				again = true
 			case errors.Is(err, ErrDamaged):
-				x.log.Warn("local index file is damaged, its segments are fetched again", "file", path, "error", err)
+				x.log.Debug("local index file is damaged, its segments are fetched again", "file", path, "error", err)
 				_ = os.Remove(path)
 			case errors.Is(err, errForeign):
 				x.log.Debug("local index file is of another repository", "file", path)
 			default:
-				x.log.Warn("local index file cannot be read, its segments are fetched again", "file", path, "error", err)
+				x.log.Debug("local index file cannot be read, its segments are fetched again", "file", path, "error", err)
 			}
 		}
 	}
@@ -325,7 +325,7 @@ func (x *Index) merge(parts []part, listed map[id.Segment]bool) error {
 	case errors.Is(err, ErrDamaged):
 		return x.lost(err)
 	case err != nil:
-		x.log.Warn("local index files cannot be merged", "dir", x.dir, "error", err)
+		x.log.Debug("local index files cannot be merged", "dir", x.dir, "error", err)
 		return nil
 	}
 	x.log.Debug("merged local index files", "files", len(parts), "blobs", r.t[tNames].rows)
@@ -421,7 +421,7 @@ func (x *Index) lost(err error) error {
 		x.mu.Lock()
 		defer x.mu.Unlock()
 		if x.retire(d.run) {
-			x.log.Warn("local index file is damaged, its segments are fetched again", "file", d.run.path, "error", d.err)
+			x.log.Debug("local index file is damaged, its segments are fetched again", "file", d.run.path, "error", d.err)
 			_ = os.Remove(d.run.path)
 		}
 	}
