@@ -48,7 +48,7 @@ read again, and if that does not help it is listed and the exit code is 3.`,
 			}
 			return a.backup(c.Context(), args, f)
 		},
-		ValidArgsFunction: a.completeVolumes,
+		ValidArgsFunction: a.complete(everyArgument, a.volumeNames),
 	}
 	c.Flags().StringArrayVar(&f.paths, "path", nil, "directory `DIR` of this host to back up (can be repeated)")
 	c.Flags().StringArrayVar(&f.tags, "tag", nil, "`NOTE` to keep with the snapshots (can be repeated)")
@@ -174,13 +174,18 @@ func (v *volumes) open(ctx context.Context, r *repo.Repo) (err error) {
 	if v.engine, err = docker.Open(ctx, v.a.log); err != nil {
 		return err
 	}
-	v.engine.Owner += " " + cacheDir()
+	cache, err := v.a.cache()
+	if err != nil {
+		v.close()
+		return err
+	}
+	v.engine.Owner += " " + cache
 	_, _ = rand.Read(v.runID[:])
 	if v.run, err = r.Local().StartRun(v.runID); err != nil {
 		v.close()
 		return err
 	}
-	if n, err := v.engine.Reap(ctx, func(s id.Session) bool { return local.RunAlive(cacheDir(), s) }); err != nil {
+	if n, err := v.engine.Reap(ctx, func(s id.Session) bool { return local.RunAlive(cache, s) }); err != nil {
 		v.a.warn("helpers of an earlier run may be left: %v", err)
 	} else if n > 0 {
 		v.a.say("removed %s of an earlier run that was killed", plural(uint64(n), "helper container"))
@@ -367,24 +372,4 @@ func (b *backupRun) report(src backup.Source, s *backup.Summary, transport strin
 	b.say("  files  %s new, %s changed, %s unmodified", number(s.FilesNew), number(s.FilesChanged), number(s.FilesUnmodified))
 	b.say("  bytes  %s in all, %s read, %s new, %s stored", size(s.Bytes), size(s.BytesRead), size(s.BytesNew), size(s.BytesStored))
 	b.say("  took   %s", tookWith(s.Duration, s.BytesRead, "read"))
-}
-
-// completeVolumes completes names of volumes.
-func (a *app) completeVolumes(c *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
-	e, err := docker.Open(c.Context(), a.log)
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	defer e.Close()
-	all, err := e.Volumes(c.Context())
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	var names []string
-	for _, v := range all {
-		if strings.HasPrefix(v.Name, prefix) {
-			names = append(names, v.Name)
-		}
-	}
-	return names, cobra.ShellCompDirectiveNoFileComp
 }

@@ -33,6 +33,7 @@ ORLOP_PASSWORD, ...) the password opens the repository and no key file is made.`
 		},
 	}
 	c.Flags().StringVar(&chunker, "chunker", string(chunk.Gear), "how files are cut, `WAY` is gear or rabin; it cannot be changed later")
+	_ = c.RegisterFlagCompletionFunc("chunker", cobra.FixedCompletions([]string{string(chunk.Gear), string(chunk.Rabin)}, cobra.ShellCompDirectiveNoFileComp))
 	return c
 }
 
@@ -68,7 +69,9 @@ func (a *app) initRepository(ctx context.Context, algorithm chunk.Algorithm) err
 	case s == nil:
 		// Before the repository: one whose key was lost in a crash would look
 		// fine until the day it is needed.
-		keyFile = keyPath(config.Repository)
+		if keyFile = keyPath(config.Repository); keyFile == "" {
+			return errHomeless("XDG_CONFIG_HOME for the key")
+		}
 		if err := writeKeyFile(keyFile, key.Text()); err != nil {
 			return err
 		}

@@ -26,7 +26,8 @@ SOURCE@TIME and SOURCE@AGE: the newest at or before then.`,
 		Example: `  orlop ls pgdata
   orlop ls latest /base/16384 -l
   orlop ls pgdata@3h --recursive`,
-		Args: cobra.RangeArgs(1, 2),
+		Args:              cobra.RangeArgs(1, 2),
+		ValidArgsFunction: a.complete(firstArgument, a.sourceNames, a.snapshotNames),
 		RunE: func(c *cobra.Command, args []string) error {
 			path := ""
 			if len(args) == 2 {

@@ -86,6 +86,10 @@ type app struct {
 	out io.Writer // results
 	err io.Writer // words and progress
 	log *slog.Logger
+
+	noQuestions bool   // the shell completes: nobody can answer
+	cacheAt     string // what cache returned
+	cleanUp     func() // before the program ends; may be nil
 }
 
 func main() {
@@ -111,6 +115,9 @@ func (a *app) run(ctx context.Context, args []string) int {
 	root.SetOut(a.out)
 	root.SetErr(a.err)
 	err := root.ExecuteContext(ctx)
+	if a.cleanUp != nil {
+		a.cleanUp()
+	}
 	code := exitCode(ctx, err)
 	if err != nil {
 		a.tell(err, code)

@@ -8,9 +8,11 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"os/user"
 	"path/filepath"
 	"strings"
 
+	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
 	"orlop/id"
@@ -25,6 +27,8 @@ func dataDir() string   { return place("XDG_DATA_HOME", "/var/lib", ".local/shar
 func configDir() string { return place("XDG_CONFIG_HOME", "/etc", ".config") }
 func cacheDir() string  { return place("XDG_CACHE_HOME", "/var/cache", ".cache") }
 
+// place returns "" if there is none: a user without a home. A directory that
+// others may write would be the wrong one for keys, and for caches.
 func place(variable, system, home string) string {
 	if dir := os.Getenv(variable); filepath.IsAbs(dir) {
 		return filepath.Join(dir, "orlop")
@@ -32,13 +36,53 @@ func place(variable, system, home string) string {
 	if os.Geteuid() == 0 {
 		return filepath.Join(system, "orlop")
 	}
-	if dir, err := os.UserHomeDir(); err == nil {
+	if dir := os.Getenv("HOME"); filepath.IsAbs(dir) {
 		return filepath.Join(dir, home, "orlop")
 	}
-	return filepath.Join(os.TempDir(), fmt.Sprintf("orlop-%d", os.Geteuid()))
+	if u, err := user.Current(); err == nil && filepath.IsAbs(u.HomeDir) && u.HomeDir != "/" {
+		return filepath.Join(u.HomeDir, home, "orlop")
+	}
+	return ""
 }
 
-func defaultRepository() string { return filepath.Join(dataDir(), "repository") }
+// errHomeless is told to a user without a home who names no place either.
+func errHomeless(variable string) error {
+	return hint(errors.New("there is no home directory"), "set HOME, or %s", variable)
+}
+
+// cache returns the directory below which this host remembers. Where none can
+// be written, one that lasts for this command does.
+func (a *app) cache() (string, error) {
+	if a.cacheAt != "" {
+		return a.cacheAt, nil
+	}
+	dir := cacheDir()
+	err := os.MkdirAll(dir, 0o700) // fails if it is ""
+	if err == nil {
+		if err = unix.Access(dir, unix.R_OK|unix.W_OK|unix.X_OK); err != nil {
+			err = &fs.PathError{Op: "write to", Path: dir, Err: err}
+		}
+	}
+	if err == nil {
+		a.cacheAt = dir
+		return dir, nil
+	}
+	temporary, terr := os.MkdirTemp("", "orlop-cache-")
+	if terr != nil {
+		return "", fmt.Errorf("keep a cache: %w", errors.Join(err, terr))
+	}
+	a.say("note: nothing is remembered, so the next backup reads every file: %v", err)
+	a.cacheAt, a.cleanUp = temporary, func() { _ = os.RemoveAll(temporary) }
+	return temporary, nil
+}
+
+func defaultRepository() string {
+	dir := dataDir()
+	if dir == "" {
+		return ""
+	}
+	return filepath.Join(dir, "repository")
+}
 
 // repository says where the repository is.
 func (a *app) repository() (string, error) {
@@ -47,7 +91,10 @@ func (a *app) repository() (string, error) {
 		where = os.Getenv("ORLOP_REPOSITORY")
 	}
 	if where == "" {
-		return defaultRepository(), nil
+		if where = defaultRepository(); where == "" {
+			return "", errHomeless("--repo")
+		}
+		return where, nil
 	}
 	if scheme, _, ok := strings.Cut(where, ":"); ok && !strings.ContainsAny(scheme, "/.") && len(scheme) > 1 {
 		return "", usagef("the repository %q is not a directory; only directories are supported", where)
@@ -89,7 +136,11 @@ func (a *app) open(ctx context.Context) (*repo.Repo, error) {
 	if err != nil {
 		return nil, err
 	}
-	r, err := repo.Open(ctx, st, s.secret, repo.Options{Text: s.text, Cache: cacheDir(), Log: a.log})
+	cache, err := a.cache()
+	if err != nil {
+		return nil, err
+	}
+	r, err := repo.Open(ctx, st, s.secret, repo.Options{Text: s.text, Cache: cache, Log: a.log})
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", where, err)
 	}
@@ -121,10 +172,10 @@ func (a *app) secret(name id.Repository) (given, error) {
 		if _, err := os.Lstat(path); err == nil {
 			return readKeyFile(path)
 		}
-	} else if files, _ := filepath.Glob(filepath.Join(configDir(), "keys", "*")); len(files) == 1 {
+	} else if files, _ := filepath.Glob(filepath.Join(configDir(), "keys", "*")); configDir() != "" && len(files) == 1 {
 		return readKeyFile(files[0]) // config is gone: the only key is the one
 	}
-	if term.IsTerminal(int(os.Stdin.Fd())) {
+	if !a.noQuestions && term.IsTerminal(int(os.Stdin.Fd())) {
 		fmt.Fprint(a.err, "password: ")
 		p, err := term.ReadPassword(int(os.Stdin.Fd()))
 		fmt.Fprintln(a.err)
@@ -222,7 +273,11 @@ func keyText(text, from string) (given, error) {
 	return given{secret: s, text: text, from: from}, nil
 }
 
-// keyPath is where init keeps the key that it generates for a repository.
+// keyPath is where init keeps the key that it generates for a repository; ""
+// if there is no place.
 func keyPath(name id.Repository) string {
+	if configDir() == "" {
+		return ""
+	}
 	return filepath.Join(configDir(), "keys", name.String()[:16]+".key")
 }

@@ -43,8 +43,9 @@ SOURCE@TIME and SOURCE@AGE: the newest at or before then.`,
   orlop restore pgdata@2026-11-20T14:00 --to pgdata-friday
   orlop restore pgdata
   orlop restore 1a2b3c4d --target /tmp/wiki`,
-		Args: cobra.ExactArgs(1),
-		RunE: func(c *cobra.Command, args []string) error { return a.restore(c.Context(), args[0], f) },
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: a.complete(firstArgument, a.sourceNames, a.snapshotNames),
+		RunE:              func(c *cobra.Command, args []string) error { return a.restore(c.Context(), args[0], f) },
 	}
 	c.Flags().StringVar(&f.to, "to", "", "new `VOLUME` to make and fill")
 	c.Flags().StringVar(&f.target, "target", "", "new or empty directory `DIR` of this host to fill")

@@ -21,8 +21,9 @@ compose calls it, or volume:NAME and path:/DIRECTORY spelled out.`,
 		Example: `  orlop snapshots
   orlop snapshots pgdata
   orlop snapshots path:/srv/wiki --json`,
-		Args: cobra.MaximumNArgs(1),
-		RunE: func(c *cobra.Command, args []string) error { return a.listSnapshots(c.Context(), args) },
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: a.complete(firstArgument, a.sourceNames),
+		RunE:              func(c *cobra.Command, args []string) error { return a.listSnapshots(c.Context(), args) },
 	}
 }
 
