@@ -511,6 +511,9 @@ func (r *reader) xattrs(f *File, fd int, s *Stat) error {
 			if err := r.problem(r.ctx, s.Path(), why); err != nil {
 				return fatal{err}
 			}
+			// Told again by each backup: an unchanged file is not read, and
+			// what is not in the snapshot must not be forgotten for that.
+			f.Fresh = true
 			continue
 		}
 		set = append(set, x)

@@ -14,7 +14,11 @@ import (
 // helper, and may hold any program; after this none of them can be run, nor
 // orlop itself again.
 func forbidExec() error {
-	arch, ok := map[string]uint32{"amd64": unix.AUDIT_ARCH_X86_64, "arm64": unix.AUDIT_ARCH_AARCH64}[runtime.GOARCH]
+	arch, ok := map[string]uint32{
+		"386": unix.AUDIT_ARCH_I386, "amd64": unix.AUDIT_ARCH_X86_64,
+		"arm": unix.AUDIT_ARCH_ARM, "arm64": unix.AUDIT_ARCH_AARCH64,
+		"ppc64le": unix.AUDIT_ARCH_PPC64LE, "riscv64": unix.AUDIT_ARCH_RISCV64, "s390x": unix.AUDIT_ARCH_S390X,
+	}[runtime.GOARCH]
 	if !ok {
 		return fmt.Errorf("no filter of system calls is known for %s", runtime.GOARCH)
 	}

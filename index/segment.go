@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"math/bits"
 	"slices"
 
 	"orlop/box"
@@ -36,7 +35,7 @@ type Segment struct {
 }
 
 const (
-	segmentMagic = "orlop\x00S1"
+	segmentMagic = "orlop\x00I1"
 	segmentHead  = len(segmentMagic) + 4 // and the writer
 )
 
@@ -56,7 +55,7 @@ func SealSegment(repo id.Repository, s *Segment, ik *seal.IndexKey, w seal.Write
 	plain := appendSegment(nil, s)
 	// Its length would tell how many blobs there are and, by the bytes that
 	// their lengths take, something of those.
-	plain = append(plain, make([]byte, padme(len(plain))-len(plain))...)
+	plain = append(plain, make([]byte, pack.Padme(len(plain))-len(plain))...)
 	dst := make([]byte, 0, segmentHead+len(plain)+seal.IndexOverhead)
 	dst = append(dst, segmentMagic...)
 	dst = binary.LittleEndian.AppendUint32(dst, uint32(w))
@@ -99,6 +98,15 @@ func openSegment(repo id.Repository, data []byte, keys func(seal.Writer) (*seal.
 		return nil, err
 	}
 	return parseSegment(plain, w)
+}
+
+// SegmentWriter returns whose index key opens the segment in data, or
+// [ErrFormat].
+func SegmentWriter(data []byte) (seal.Writer, error) {
+	if len(data) < segmentHead || string(data[:len(segmentMagic)]) != segmentMagic {
+		return 0, fmt.Errorf("%w: not an index segment", ErrFormat)
+	}
+	return seal.Writer(binary.LittleEndian.Uint32(data[len(segmentMagic):])), nil
 }
 
 // valid reports what of s cannot be said by w.
@@ -358,7 +366,7 @@ func parseSegment(p []byte, w seal.Writer) (*Segment, error) {
 	if r.bad {
 		return nil, errCut
 	}
-	if len(bytes.Trim(r.p, "\x00")) != 0 || len(p) != padme(len(p)-len(r.p)) {
+	if len(bytes.Trim(r.p, "\x00")) != 0 || len(p) != pack.Padme(len(p)-len(r.p)) {
 		return nil, fmt.Errorf("%w: followed by %d bytes that are not its padding", ErrFormat, len(r.p))
 	}
 	return s, nil
@@ -415,16 +423,4 @@ func (r *reader) count(size int) int {
 		return 0
 	}
 	return int(n)
-}
-
-// padme rounds n up so that what is left to see of it is O(log log n) bits, at
-// a cost of at most 12 % (Nikitin et al., "Reducing Metadata Leakage from
-// Encrypted Files and Communication with PURBs", 2019, section 4).
-func padme(n int) int {
-	if n < 2 {
-		return n
-	}
-	e := bits.Len(uint(n)) - 1
-	mask := 1<<(e-bits.Len(uint(e))) - 1
-	return (n + mask) &^ mask
 }

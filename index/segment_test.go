@@ -146,7 +146,7 @@ func TestSegmentSizeShowsLittle(t *testing.T) {
 }
 
 func padded(plain []byte) []byte {
-	return append(plain, make([]byte, padme(len(plain))-len(plain))...)
+	return append(plain, make([]byte, pack.Padme(len(plain))-len(plain))...)
 }
 
 // What parses has one form, lies within its packs, and names each blob.

@@ -247,6 +247,32 @@ func (d *Dir) Mark(name string) bool {
 	return err == nil
 }
 
+// Marks returns the marks whose names begin with prefix.
+func (d *Dir) Marks(prefix string) []string {
+	files, err := os.ReadDir(d.Path(marksDir))
+	if err != nil {
+		return nil // as if nothing had been remembered
+	}
+	var names []string
+	for _, f := range files {
+		if strings.HasPrefix(f.Name(), prefix) && validMark(f.Name()) {
+			names = append(names, f.Name())
+		}
+	}
+	return names
+}
+
+// ClearMark forgets that SetMark was called. That it was not is no error.
+func (d *Dir) ClearMark(name string) error {
+	if !validMark(name) {
+		return fmt.Errorf("clear mark: bad name %q", name)
+	}
+	if err := os.Remove(d.Path(marksDir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("clear mark: %w", err)
+	}
+	return nil
+}
+
 func validMark(name string) bool {
 	return name != "" && strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789-") == ""
 }

@@ -160,6 +160,17 @@ func TestMarksStay(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	if got := d.Marks("key-"); !slices.Equal(got, []string{"key-exported"}) {
+		t.Errorf("%q", got)
+	}
+	if err := d.SetMark("other"); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := d.ClearMark("other"); err != nil || d.Mark("other") {
+			t.Errorf("a cleared mark stays: %v", err)
+		}
+	}
 	if !d.Mark("key-exported") || d.Mark("key") {
 		t.Error("not exactly the mark that was set is there")
 	}

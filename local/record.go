@@ -41,7 +41,7 @@ func (h *header) append(dst []byte) []byte {
 	p = append(p, h.Root.Name[:]...)
 	p = binary.AppendUvarint(p, uint64(h.Root.Length))
 	p = append(p, h.Root.Level)
-	for _, v := range []uint64{h.Root.Entries, h.Root.Files, h.Root.Bytes, h.Totals.Files, h.Totals.Dirs, h.Totals.Others, h.Totals.Bytes} {
+	for _, v := range []uint64{h.Root.Entries, h.Root.Files, h.Root.Bytes, h.Totals.Files, h.Totals.Dirs, h.Totals.Others, h.Totals.Bytes, h.Totals.Devices} {
 		p = binary.AppendUvarint(p, v)
 	}
 	p = appendTime(p, h.Time)
@@ -72,7 +72,7 @@ func parseHeader(p []byte) (header, error) {
 	r.fixed(h.Root.Name[:])
 	h.Root.Length = r.u32()
 	h.Root.Level = r.u8()
-	for _, v := range []*uint64{&h.Root.Entries, &h.Root.Files, &h.Root.Bytes, &h.Totals.Files, &h.Totals.Dirs, &h.Totals.Others, &h.Totals.Bytes} {
+	for _, v := range []*uint64{&h.Root.Entries, &h.Root.Files, &h.Root.Bytes, &h.Totals.Files, &h.Totals.Dirs, &h.Totals.Others, &h.Totals.Bytes, &h.Totals.Devices} {
 		*v = r.uvarint()
 	}
 	h.Time = r.time()

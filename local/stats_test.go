@@ -29,7 +29,7 @@ var (
 		Session:  id.Session{4},
 		Sequence: 5,
 		Root:     snapshot.Root{Name: id.Blob{6}, Length: 7, Level: 2, Entries: 8, Files: 9, Bytes: 1 << 60},
-		Totals:   snapshot.Totals{Files: 10, Dirs: 11, Others: 12, Bytes: 13},
+		Totals:   snapshot.Totals{Files: 10, Dirs: 11, Others: 12, Bytes: 13, Devices: 14},
 		Time:     snapshot.Time{Sec: -14, Nsec: 15},
 		Key:      key,
 	}

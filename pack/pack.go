@@ -166,7 +166,7 @@ func (b *Builder) Finish() Pack {
 	dir := appendDirectory(nil, b.boxes)
 	// Its length would tell how many blobs there are and, by the bytes that
 	// their lengths take, something of those.
-	dir = append(dir, make([]byte, padme(len(dir))-len(dir))...)
+	dir = append(dir, make([]byte, Padme(len(dir))-len(dir))...)
 	sealed := len(dir) + seal.IndexOverhead
 
 	size := padded(len(b.data) + sealed + TrailerSize)
@@ -186,13 +186,13 @@ func padded(n int) int {
 	if n >= bigSize {
 		return (n + step - 1) / step * step
 	}
-	return max(minSize, padme(n))
+	return max(minSize, Padme(n))
 }
 
-// padme rounds n up so that what is left to see of it is O(log log n) bits, at
+// Padme rounds n up so that what is left to see of it is O(log log n) bits, at
 // a cost of at most 12 % (Nikitin et al., "Reducing Metadata Leakage from
 // Encrypted Files and Communication with PURBs", 2019, section 4).
-func padme(n int) int {
+func Padme(n int) int {
 	if n < 2 {
 		return n
 	}
@@ -353,7 +353,7 @@ func parseDirectory(p []byte, end uint32) ([]Box, error) {
 	if r.bad {
 		return nil, fmt.Errorf("%w: directory cut off or not in its one form", ErrFormat)
 	}
-	if len(bytes.Trim(r.p, "\x00")) != 0 || len(p) != padme(len(p)-len(r.p)) {
+	if len(bytes.Trim(r.p, "\x00")) != 0 || len(p) != Padme(len(p)-len(r.p)) {
 		return nil, fmt.Errorf("%w: directory followed by %d bytes that are not its padding", ErrFormat, len(r.p))
 	}
 	return boxes, nil

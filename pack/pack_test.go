@@ -413,7 +413,7 @@ func TestWhatIsRefusedByName(t *testing.T) {
 // directory builds what nobody who follows the rules would seal.
 func TestDirectoriesThatAreRefused(t *testing.T) {
 	name := strings.Repeat("n", 32)
-	pad := func(s string) []byte { return append([]byte(s), make([]byte, padme(len(s))-len(s))...) }
+	pad := func(s string) []byte { return append([]byte(s), make([]byte, Padme(len(s))-len(s))...) }
 	tests := []struct {
 		name string
 		p    []byte
@@ -507,7 +507,7 @@ func FuzzParseHeader(f *testing.F) {
 func FuzzOpenDirectory(f *testing.F) {
 	p := threeBoxes()
 	plain := appendDirectory(nil, p.Boxes)
-	f.Add(append(plain, make([]byte, padme(len(plain))-len(plain))...), uint32(len(p.Data)))
+	f.Add(append(plain, make([]byte, Padme(len(plain))-len(plain))...), uint32(len(p.Data)))
 	f.Add(plain, uint32(len(p.Data)))
 	f.Add([]byte{0}, uint32(8192))
 	f.Add([]byte("\xff\xff\xff\xff\x0f"), uint32(1<<31))
@@ -527,7 +527,7 @@ func FuzzOpenDirectory(f *testing.F) {
 			return
 		}
 		again := appendDirectory(nil, boxes)
-		again = append(again, make([]byte, padme(len(again))-len(again))...)
+		again = append(again, make([]byte, Padme(len(again))-len(again))...)
 		if !bytes.Equal(again, plain) {
 			t.Fatalf("read %x, wrote %x", plain, again)
 		}

@@ -31,9 +31,10 @@ type CheckOptions struct {
 // A CheckReport is what Check saw.
 type CheckReport struct {
 	Snapshots, Segments, Packs int
-	Blobs                      uint64 // that snapshots lead to, each counted once
+	Blobs                      uint64 // that were looked for: nodes and lists once, data once for each use
 	BytesRead                  uint64 // of packs
 	Orphans                    int    // packs that no segment lists, and no harm in it
+	Missed                     int    // packs that are gone, and nothing needs them
 	Damage                     []*DamageError
 	Affected                   []Snapshot // snapshots that lead to something damaged
 }
@@ -51,7 +52,7 @@ func (r *Repo) Check(ctx context.Context, opt CheckOptions) (*CheckReport, error
 	}
 	c := &check{r: r, opt: opt, badBoxes: map[boxKey]bool{}, known: map[store.Name]bool{}}
 	for _, step := range []func(context.Context) error{
-		c.config, c.slots, c.ephemeral, c.unknown, c.snapshots, c.segments, c.packs, c.trees,
+		c.config, c.slots, c.ephemeral, c.unknown, c.snapshots, c.segments, c.packs, c.trees, c.remember,
 	} {
 		if err := step(ctx); err != nil {
 			return nil, err
@@ -70,7 +71,38 @@ type check struct {
 
 	mu       sync.Mutex
 	badBoxes map[boxKey]bool // boxes that do not open
+	gone     []id.Pack       // listed by a segment, but not there
 	known    map[store.Name]bool
+
+	seen uint64 // data blobs looked for
+}
+
+// remember makes the next backup of this host not rely on packs that are
+// damaged, and rely again on those that are not any more.
+func (c *check) remember(context.Context) error {
+	bad := map[id.Pack]bool{}
+	for _, d := range c.report.Damage {
+		p, err := id.Parse[id.Pack](strings.TrimPrefix(string(d.Name), string(packPrefix)))
+		if _, listed := c.r.packs[p]; err != nil || !listed {
+			continue
+		}
+		bad[p] = true
+		if err := c.r.local.SetMark(distrust + p.String()); err != nil {
+			return err
+		}
+	}
+	if !c.opt.ReadData {
+		return nil
+	}
+	for _, p := range c.r.distrusted() {
+		if bad[p] {
+			continue
+		}
+		if err := c.r.local.ClearMark(distrust + p.String()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // found notes damage, of one object once.
@@ -260,7 +292,7 @@ func sumBoxes(p index.PackInfo) [32]byte {
 func (c *check) packs(ctx context.Context) error {
 	for p := range c.listed {
 		if _, ok := c.r.packs[p]; !ok {
-			c.found(packName(p), id.Blob{}, errors.New("it is missing"))
+			c.gone = append(c.gone, p)
 		}
 	}
 	names := slices.SortedFunc(maps.Keys(c.r.packs), id.Pack.Compare)
@@ -415,9 +447,14 @@ func (c *check) trees(ctx context.Context) error {
 			return err
 		}
 	}
-	c.report.Blobs += uint64(len(entered))
+	c.report.Blobs = c.seen + uint64(len(entered))
 	if len(bad) == 0 {
+		// A pack that was taken away, and whose blobs were stored again.
+		c.report.Missed = len(c.gone)
 		return nil
+	}
+	for _, p := range c.gone {
+		c.found(packName(p), id.Blob{}, errors.New("it is missing"))
 	}
 	for _, s := range c.all {
 		touched := false
@@ -449,7 +486,7 @@ func (c *check) tree(ctx context.Context, s Snapshot, entered map[id.Blob]bool, 
 			entered[o.Name] = true
 			continue
 		}
-		c.report.Blobs++
+		c.seen++
 		if err := c.data(ctx, o.Name); errors.Is(err, ErrDamaged) {
 			lost(o, err)
 		} else if err != nil {

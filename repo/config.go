@@ -58,9 +58,6 @@ const (
 // configMagic opens the object `config`.
 const configMagic = "orlop\x00C1"
 
-// maxConfig bounds what is read of config before any of it is believed.
-const maxConfig = 64 << 10
-
 var (
 	cborEncode = must(cbor.CoreDetEncOptions().EncMode())
 	cborDecode = must(cbor.DecOptions{

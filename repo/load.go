@@ -158,8 +158,8 @@ func (r *Repo) pick(l index.Location, blobs []box.Blob, name id.Blob, kind id.Ki
 // How ranges are read when much of a pack is wanted: a gap shorter than a
 // round trip's worth of bytes is read along, up to what a worker may hold.
 const (
-	mergeGap   = 256 << 10
-	mergeLimit = 8 << 20
+	mergeGap   = 128 << 10
+	mergeLimit = 2 << 20
 )
 
 // Fetch reads data blobs in the order of the packs and calls emit once for

@@ -305,9 +305,6 @@ func (r *Repo) unlock(ctx context.Context, secret seal.Secret, text KeyText) err
 	case slots == 0:
 		return &DamageError{Name: keyPrefix, Err: errors.New("all key slots are gone")}
 	}
-	if _, _, _, err := split(object); !missing && err != nil && slots == 0 {
-		return &DamageError{Name: configName, Err: err}
-	}
 	return seal.ErrWrongSecret
 }
 

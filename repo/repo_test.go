@@ -745,3 +745,115 @@ func (s *slowStore) Put(ctx context.Context, name store.Name, data []byte) error
 	}
 	return s.Store.Put(ctx, name, data)
 }
+
+// What a check found damaged is not relied on by the next backup, and once it
+// is stored again nothing needs the damaged pack any more.
+func TestADamagedPackIsHealedByTheNextBackup(t *testing.T) {
+	mem, key := newRepo(t)
+	r := open(t, mem, key, t.TempDir())
+	old := mustPut(t, r, one)
+	broken := storetest.Infos(t, mem, "packs/")[0].Name
+	whole := storetest.Read(t, mem, broken)
+	for off := range 400 {
+		storetest.Flip(t, mem, broken, int64(pack.HeaderSize+off), 1)
+	}
+	report, err := r.Check(t.Context(), CheckOptions{ReadData: true})
+	if err != nil || len(report.Damage) == 0 || len(report.Affected) != 1 {
+		t.Fatalf("%+v %v", report, err)
+	}
+	fresh := open(t, mem, key, r.local.Path("..")) // the mark outlives the process
+	_, stats, err := put(t.Context(), fresh, one)
+	if err != nil || stats.Blobs == 0 {
+		t.Fatalf("nothing was stored again: %+v %v", stats, err)
+	}
+	mustGet(t, open(t, mem, key, t.TempDir()), old, one)
+	report, err = r.Check(t.Context(), CheckOptions{ReadData: true})
+	if err != nil || len(report.Affected) != 0 || len(report.Damage) == 0 {
+		t.Fatalf("after the backup: %+v %v", report, err)
+	}
+	storetest.Remove(t, mem, broken)
+	report, err = r.Check(t.Context(), CheckOptions{ReadData: true})
+	if err != nil || len(report.Damage) != 0 || report.Missed != 1 {
+		t.Errorf("without the pack: %+v %v", report, err)
+	}
+	storetest.Replace(t, mem, broken, whole)
+	mustCheck(t, r)
+	if m := r.distrusted(); len(m) != 0 {
+		t.Errorf("a pack that is whole again is still distrusted: %v", m)
+	}
+}
+
+// Backup number 200 costs what number 5 did, and a new host reads few segments.
+func TestNothingGrowsWithHistory(t *testing.T) {
+	mem, key := newRepo(t)
+	log := &storetest.Log{Store: mem}
+	r := open(t, log, key, t.TempDir())
+	cost := map[string]int{}
+	var merges int
+	for n := range 200 {
+		log.Reset()
+		mustPut(t, r, files{"same": one["b"], "other": random(uint64(n), 2000)})
+		c := fmt.Sprint(len(log.Ops(storetest.Put, "")), " puts ", len(log.Ops(storetest.Get, "")), " gets")
+		if len(log.Ops(storetest.Put, "index/1-")) > 0 {
+			merges++
+			continue
+		}
+		cost[c]++
+	}
+	if len(cost) != 1 {
+		t.Errorf("backups cost %v", cost)
+	}
+	if merges != 200/(tierWidth+1) {
+		t.Errorf("%d merges", merges)
+	}
+	log.Reset()
+	other := open(t, log, key, t.TempDir())
+	if err := other.Refresh(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(log.Ops(storetest.Get, "index/")); n > merges+tierWidth+1 {
+		t.Errorf("a new host reads %d segments of %d", n, len(storetest.Infos(t, mem, "index/")))
+	}
+	mustCheck(t, other)
+}
+
+func TestPacksGrowWithTheRepository(t *testing.T) {
+	for size, want := range map[int64]int{
+		0: 16, 1 << 40: 16, 1<<40 + 1: 32, 4 << 40: 32, 4<<40 + 1: 64, 16<<40 + 1: 128, 1 << 60: 128,
+	} {
+		if got := packTarget(size); got != want<<20 {
+			t.Errorf("a repository of %d bytes: packs of %d", size, got)
+		}
+	}
+}
+
+func FuzzConfig(f *testing.F) {
+	c := NewConfig(chunk.Config{Algorithm: chunk.Gear, Min: 1 << 18, Avg: 1 << 20, Max: 1 << 22})
+	f.Add(c.slotCopy())
+	f.Add(c.slotCopy()[:20])
+	f.Add([]byte(configMagic))
+	f.Fuzz(func(t *testing.T, p []byte) {
+		c, err := parseSlotCopy(p)
+		if err != nil {
+			if !errors.Is(err, ErrFormat) {
+				t.Fatalf("error of the wrong kind: %v", err)
+			}
+			return
+		}
+		again, err := parseSlotCopy(c.slotCopy())
+		if err != nil || again != c {
+			t.Fatalf("%+v came back as %+v, %v", c, again, err)
+		}
+	})
+}
+
+func FuzzCondemn(f *testing.F) {
+	f.Add(encodeCondemn([]id.Pack{{1}, {2}}))
+	f.Add(encodeCondemn(nil))
+	f.Fuzz(func(t *testing.T, p []byte) {
+		packs, err := parseCondemn(p)
+		if err == nil && !bytes.Equal(encodeCondemn(packs), p) {
+			t.Fatalf("%x is not what it says", p)
+		}
+	})
+}

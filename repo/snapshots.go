@@ -40,7 +40,7 @@ func (r *Repo) sealSnapshot(session *seal.Session, s *snapshot.Snapshot) ([]byte
 	return session.SealSnapshot(session.Header().Append([]byte(snapshotMagic)), plain), nil
 }
 
-func (r *Repo) openSnapshot(object []byte) (*snapshot.Snapshot, error) {
+func (r *Repo) openSnapshot(object []byte, sid id.Session) (*snapshot.Snapshot, error) {
 	key, err := r.Key()
 	if err != nil {
 		return nil, err
@@ -52,6 +52,9 @@ func (r *Repo) openSnapshot(object []byte) (*snapshot.Snapshot, error) {
 	header, err := seal.ParseHeader(object[len(snapshotMagic):head])
 	if err != nil {
 		return nil, err
+	}
+	if header.SID != sid {
+		return nil, fmt.Errorf("%w: it is of session %s", ErrFormat, header.SID)
 	}
 	reader, err := key.OpenSession(r.config.Repository, header)
 	if err != nil {
@@ -133,7 +136,7 @@ func (r *Repo) readSnapshot(ctx context.Context, o store.Info) (Snapshot, error)
 	if id.Sum[id.Snapshot](object) != want {
 		return Snapshot{}, &DamageError{Name: o.Name, Err: errors.New("its bytes do not have its name")}
 	}
-	s, err := r.openSnapshot(object)
+	s, err := r.openSnapshot(object, sid)
 	if err != nil {
 		return Snapshot{}, &DamageError{Name: o.Name, Err: err}
 	}

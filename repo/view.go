@@ -169,7 +169,9 @@ func (r *Repo) fetchSegments(ctx context.Context, v *view, which []id.Segment) (
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(fetchAtOnce)
 	for _, s := range which {
+		mu.Lock() // a damaged one is taken out meanwhile
 		name := segmentName(v.segments[s], s)
+		mu.Unlock()
 		g.Go(func() error {
 			data, err := r.store.Get(gctx, name, 0, -1)
 			if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -205,6 +207,27 @@ func (r *Repo) indexKey(w seal.Writer) (*seal.IndexKey, error) {
 	return r.sealer.IndexKey(r.config.Repository, w)
 }
 
+// packBytes is the size of all listed packs.
+func (v *view) packBytes() (total int64) {
+	for _, n := range v.packs {
+		total += n
+	}
+	return total
+}
+
+// distrust is the beginning of the marks of packs that a check on this host
+// found damaged. A backup does not rely on those.
+const distrust = "damaged-"
+
+func (r *Repo) distrusted() (packs []id.Pack) {
+	for _, m := range r.local.Marks(distrust) {
+		if p, err := id.Parse[id.Pack](m[len(distrust):]); err == nil {
+			packs = append(packs, p)
+		}
+	}
+	return packs
+}
+
 // directory reads a pack's own table of contents.
 func (r *Repo) directory(ctx context.Context, p id.Pack, size int64) (index.PackInfo, error) {
 	const headerSize, trailerSize = int64(pack.HeaderSize), int64(pack.TrailerSize)
@@ -226,6 +249,17 @@ func (r *Repo) directory(ctx context.Context, p id.Pack, size int64) (index.Pack
 		}
 		return data, err
 	}
+	head, err := get(0, headerSize)
+	if err != nil {
+		return none, err
+	}
+	of, err := pack.ParseHeader(head)
+	if err != nil {
+		return damaged(err)
+	}
+	if _, err := r.indexKey(of.Writer); err != nil {
+		return none, err // a put-only host, another writer's pack
+	}
 	trailer, err := get(size-trailerSize, trailerSize)
 	if err != nil {
 		return none, err
@@ -233,10 +267,6 @@ func (r *Repo) directory(ctx context.Context, p id.Pack, size int64) (index.Pack
 	off, n, err := pack.Locate(trailer, size)
 	if err != nil {
 		return damaged(err)
-	}
-	head, err := get(0, headerSize)
-	if err != nil {
-		return none, err
 	}
 	dir, err := get(off, n)
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"sync"
 	"time"
 
@@ -59,6 +60,7 @@ type Writer struct {
 	meta     []sealedBox
 	metaSize int
 	packs    int         // sent so far
+	target   int         // bytes of a full pack
 	metaBox  box.Builder // small blobs of metadata waiting for company
 	encoder  *box.Encoder
 	names    []pack.Blob // of metaBox
@@ -129,10 +131,16 @@ func (r *Repo) NewWriter(ctx context.Context) (_ *Writer, err error) {
 	if w.condemned, err = r.condemned(ctx, e); err != nil {
 		return nil, err
 	}
+	// Nor what this host's last check found damaged: what is in it is stored
+	// again, if the source still has it.
+	for _, p := range r.distrusted() {
+		w.condemned[p] = true
+	}
 	// 3., 4. Nor is what is not indexed, or not there.
 	if err := r.refresh(ctx, w.condemned); err != nil {
 		return nil, err
 	}
+	w.target = packTarget(r.packBytes())
 	w.data = w.newPack()
 	// The group's context ends with its first error: then no more is put.
 	w.puts, w.putctx = errgroup.WithContext(ctx)
@@ -142,6 +150,17 @@ func (r *Repo) NewWriter(ctx context.Context) (_ *Writer, err error) {
 	}
 	w.beats = w.beat(ctx)
 	return w, nil
+}
+
+// packTarget is how large a pack gets in a repository of so many bytes: 16 MiB
+// up to a tebibyte, then doubling each time the repository is four times as
+// large, so that there are never more packs than a listing can bear.
+func packTarget(repository int64) int {
+	target := pack.Target
+	for limit := int64(1 << 40); repository > limit && target < pack.Target<<3; limit *= 4 {
+		target *= 2
+	}
+	return target
 }
 
 // takeOrphans lists in a segment the packs that none lists: what a killed run
@@ -249,7 +268,7 @@ func (w *Writer) Save(ctx context.Context, kind id.Kind, plaintext []byte) (id.B
 	}
 	w.metaBox.Add(kind, plaintext)
 	w.names = append(w.names, pack.Blob{Name: name, Kind: kind, Length: uint32(len(plaintext))})
-	if w.metaSize < pack.Target {
+	if w.metaSize < w.target {
 		return name, w.putctx.Err()
 	}
 	return name, w.sendMeta()
@@ -278,7 +297,7 @@ func (w *Writer) AddBox(codec box.Codec, raw int, payload []byte, blobs []pack.B
 	// the lock, and needs no memory of its own.
 	w.data.Add(payload, codec, raw, blobs)
 	w.count(blobs)
-	if w.data.Len() < pack.Target {
+	if w.data.Len() < w.target {
 		return w.putctx.Err()
 	}
 	full := w.data
@@ -399,6 +418,87 @@ func (w *Writer) putSegment(ctx context.Context, tier int, s *index.Segment) err
 	return nil
 }
 
+// mergeSegments puts one segment of tier 1 that says what many of tier 0 say,
+// so that a new host reads few. Deleting those is for a prune.
+//
+// Which segments were merged before is only known by reading the merged ones,
+// so first the numbers are asked: without other writers and prunes there are
+// tierWidth+1 of tier 0 for each of tier 1.
+func (w *Writer) mergeSegments(ctx context.Context) error {
+	var tiers [2][]id.Segment
+	for s, tier := range w.r.segments {
+		if tier < len(tiers) {
+			tiers[tier] = append(tiers[tier], s)
+		}
+	}
+	if len(tiers[0]) <= tierWidth+(tierWidth+1)*len(tiers[1]) {
+		return nil
+	}
+	merged := map[id.Segment]bool{}
+	for _, name := range tiers[1] {
+		s, err := w.ownSegment(ctx, 1, name)
+		if err != nil {
+			return err
+		}
+		if s != nil {
+			for _, old := range s.Replaces {
+				merged[old] = true
+			}
+		}
+	}
+	sum := &index.Segment{}
+	packs, bytes := map[id.Pack]bool{}, 0
+	for _, name := range tiers[0] {
+		if merged[name] || bytes > addBatch {
+			continue
+		}
+		s, err := w.ownSegment(ctx, 0, name)
+		if err != nil {
+			return err
+		}
+		if s == nil {
+			continue
+		}
+		for _, p := range s.Packs {
+			if _, listed := w.r.packs[p.ID]; listed && !packs[p.ID] {
+				packs[p.ID] = true
+				sum.Packs = append(sum.Packs, p)
+				for _, b := range p.Boxes {
+					bytes += len(b.Blobs) * id.Size
+				}
+			}
+		}
+		sum.Replaces = append(sum.Replaces, name)
+	}
+	if len(sum.Replaces) <= tierWidth && bytes <= addBatch {
+		return nil
+	}
+	slices.SortFunc(sum.Packs, func(a, b index.PackInfo) int { return a.ID.Compare(b.ID) })
+	slices.SortFunc(sum.Replaces, id.Segment.Compare)
+	return w.putSegment(ctx, 1, sum)
+}
+
+// ownSegment reads a segment of this writer, or returns nil if it is another's
+// or cannot be read: then it stays as it is.
+func (w *Writer) ownSegment(ctx context.Context, tier int, name id.Segment) (*index.Segment, error) {
+	data, err := w.r.store.Get(ctx, segmentName(tier, name), 0, -1)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if of, err := index.SegmentWriter(data); err != nil || of != w.r.sealer.Writer() || id.Sum[id.Segment](data) != name {
+		return nil, nil
+	}
+	s, err := index.OpenSegment(w.r.config.Repository, data, w.r.indexKey)
+	if err != nil {
+		w.r.log.Warn("an index segment is damaged", "segment", segmentName(tier, name), "error", err)
+		return nil, nil
+	}
+	return s, nil
+}
+
 // flush puts everything that is still in memory, and the segment that lists it.
 func (w *Writer) flush(ctx context.Context) error {
 	w.filling.Lock()
@@ -433,6 +533,9 @@ func (w *Writer) Commit(ctx context.Context, s *snapshot.Snapshot) (id.Snapshot,
 	// 5. Every pack, then the segment that lists it. A crash up to here leaves
 	// packs that the next run finds and uses.
 	if err := w.flush(ctx); err != nil {
+		return none, err
+	}
+	if err := w.mergeSegments(ctx); err != nil {
 		return none, err
 	}
 	// The snapshot is what readers start from, so it comes when all that it

@@ -122,11 +122,14 @@ func (a *app) printCheck(report *repo.CheckReport, readData bool) {
 	if report.Orphans > 0 {
 		a.say("%s not listed by any index segment, left by a run that was killed; the next backup uses them", plural(uint64(report.Orphans), "pack"))
 	}
+	if report.Missed > 0 {
+		a.say("%s gone, and nothing needs them", plural(uint64(report.Missed), "pack"))
+	}
 	switch {
 	case len(report.Damage) > 0 && len(report.Affected) == 0:
 		a.say("No snapshot needs what is damaged.")
 	case len(report.Damage) > 0:
-		a.say("hint: a backup of a source that still has the data stores what is missing again; other snapshots of it restore what is not damaged")
+		a.say("hint: back up again: what the sources still have is stored again, from this machine; until then restore what is not damaged")
 	case !readData:
 		a.say("The content of the packs was not read; \"orlop check --read-data\" does that.")
 	}
