@@ -499,7 +499,7 @@ func TestADiscardedFileIsGoneUnderAllItsNames(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.put(inline(entry(snapshot.File, "d", 0o644), "whole"))
-	if got := r.finish(`c: link to "a": it could not be made`); got.Files != 1 || got.Links != 0 {
+	if got := r.finish(`b: it is the same file as "a", which could not be restored`, `c: link to "a": it could not be made`); got.Files != 1 || got.Links != 0 {
 		t.Errorf("%+v", got)
 	}
 	names, _ := os.ReadDir(root)
@@ -509,7 +509,8 @@ func TestADiscardedFileIsGoneUnderAllItsNames(t *testing.T) {
 }
 
 func TestMissingContentIsAProblem(t *testing.T) {
-	r := fill(t, local(t), t.TempDir())
+	root := t.TempDir()
+	r := fill(t, local(t), root)
 	n, err := r.Add(content(entry(snapshot.File, "f", 0o644), 20), nil, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -518,6 +519,9 @@ func TestMissingContentIsAProblem(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.finish("f: 12 of 20 bytes of content were written")
+	if names, _ := os.ReadDir(root); len(names) != 0 {
+		t.Errorf("half a file was left: %v", names)
+	}
 }
 
 func TestAFullDiskEndsTheRestoreAndNamesTheFile(t *testing.T) {

@@ -738,11 +738,15 @@ func (w *placer) finish(f *file) {
 		w.s.say(f.n, e.Path(), fmt.Sprintf("%d of %d bytes of content were written", f.written, stream))
 	}
 	// The hole at the end, if there is one: all other sizes are there already.
-	if f.end() < e.Size || f.woes > 0 {
+	if f.end() < e.Size && f.woes == 0 {
 		if err := unix.Ftruncate(f.fd, int64(e.Size)); err != nil {
 			f.woes++
 			w.trouble(f.n, e.Path(), because("set the size", err))
 		}
+	}
+	if f.woes > 0 { // half a file must not pass for one
+		w.remove(f)
+		return
 	}
 	h := handle{fd: f.fd}
 	h.dress(e, f.xattrs, w.limited(f.n, e.Path()))
@@ -771,6 +775,12 @@ func (f *file) end() uint64 {
 
 func (w *placer) discard(f *file) {
 	defer w.s.done(f.n)
+	w.remove(f)
+}
+
+// remove takes away what was made of f, under all its names. The first of them
+// is known to be in trouble; the others are told of.
+func (w *placer) remove(f *file) {
 	if f.group != nil {
 		f.group.file, f.group.made = nil, false
 	}
@@ -783,6 +793,9 @@ func (w *placer) discard(f *file) {
 	w.s.mu.Lock()
 	w.s.totals.Links -= uint64(len(f.links))
 	w.s.mu.Unlock()
+	for _, e := range f.links {
+		w.s.say(f.n, e.Path(), fmt.Sprintf("it is the same file as %q, which could not be restored", f.entry.Path()))
+	}
 	for _, e := range append(f.links, f.entry) {
 		if err := w.s.t.remove(e.Dir, e.Name, f.id); err != nil {
 			w.s.say(f.n, e.Path(), err.Error())
