@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -54,8 +55,14 @@ func (e *Engine) Reap(ctx context.Context, alive func(id.Session) bool) (int, er
 }
 
 // socketPrefix begins the name of a socket's directory; the run follows, then
-// something random.
-func (e *Engine) socketPrefix() string { return fmt.Sprintf("orlop-%.8s-", e.Owner) }
+// something random. It is of the whole owner: whoever keeps run locks elsewhere
+// cannot tell whether a run is alive.
+func (e *Engine) socketPrefix() string {
+	h := id.NewHash()
+	_, _ = io.WriteString(h, e.Owner)
+	sum := h.Sum()
+	return fmt.Sprintf("orlop-%x-", sum[:4])
+}
 
 // socketBases are where a socket's directory may be made, the best first.
 func socketBases() []string {
