@@ -22,10 +22,36 @@ import (
 
 // backupFlags are what the user chose.
 type backupFlags struct {
-	paths       []string
-	tags        []string
-	readAll     bool
+	paths   []string
+	tags    []string
+	readAll bool
+	helperFlags
+}
+
+// helperFlags say how to reach volumes.
+type helperFlags struct {
 	weakSandbox bool
+	transport   string
+}
+
+func (f *helperFlags) add(c *cobra.Command) {
+	c.Flags().BoolVar(&f.weakSandbox, "weak-sandbox", false, "accept a Docker engine that cannot confine system calls")
+	// For tests, and for an engine where the choice goes wrong.
+	c.Flags().StringVar(&f.transport, "transport", "auto", "auto or stdio")
+	_ = c.Flags().MarkHidden("transport")
+}
+
+func (f *helperFlags) check() error {
+	if f.transport != "auto" && f.transport != agent.TransportStdio {
+		return usagef("--transport is auto or stdio, not %q", f.transport)
+	}
+	return nil
+}
+
+func (f *helperFlags) helper(mode docker.Mode, run id.Session, names ...string) docker.HelperConfig {
+	return docker.HelperConfig{
+		Volumes: names, Mode: mode, Run: run, WeakSandbox: f.weakSandbox, NoSocket: f.transport == agent.TransportStdio,
+	}
 }
 
 func (a *app) backupCommand() *cobra.Command {
@@ -53,11 +79,14 @@ read again, and if that does not help it is listed and the exit code is 3.`,
 	c.Flags().StringArrayVar(&f.paths, "path", nil, "directory `DIR` of this host to back up (can be repeated)")
 	c.Flags().StringArrayVar(&f.tags, "tag", nil, "`NOTE` to keep with the snapshots (can be repeated)")
 	c.Flags().BoolVar(&f.readAll, "read-all", false, "read every file, also those that look unchanged")
-	c.Flags().BoolVar(&f.weakSandbox, "weak-sandbox", false, "accept a Docker engine that cannot confine system calls")
+	f.add(c)
 	return c
 }
 
 func (a *app) backup(ctx context.Context, volumes []string, f backupFlags) error {
+	if err := f.check(); err != nil {
+		return err
+	}
 	r, err := a.open(ctx)
 	if err != nil {
 		return err
@@ -71,7 +100,7 @@ func (a *app) backup(ctx context.Context, volumes []string, f backupFlags) error
 	if err != nil {
 		return err
 	}
-	v, err := a.openVolumes(ctx, r, volumes, f.weakSandbox)
+	v, err := a.openVolumes(ctx, r, volumes, f.helperFlags)
 	if err != nil {
 		return err
 	}
@@ -144,15 +173,15 @@ type volumes struct {
 	engine  *docker.Engine
 	run     *local.Run
 	runID   id.Session
-	weak    bool
+	flags   helperFlags
 	volumes []docker.Volume
 	shared  *docker.Helper // has all volumes, or nil
 	apart   bool           // each volume gets a helper of its own
 }
 
 // openVolumes resolves names and removes what a killed run left behind.
-func (a *app) openVolumes(ctx context.Context, r *repo.Repo, names []string, weak bool) (*volumes, error) {
-	v := &volumes{a: a, weak: weak}
+func (a *app) openVolumes(ctx context.Context, r *repo.Repo, names []string, flags helperFlags) (*volumes, error) {
+	v := &volumes{a: a, flags: flags}
 	if len(names) == 0 {
 		return v, nil
 	}
@@ -257,7 +286,7 @@ func (v *volumes) reader(ctx context.Context, i int) (*reader, error) {
 }
 
 func (v *volumes) start(ctx context.Context, names []string) (*docker.Helper, error) {
-	return v.engine.StartHelper(ctx, docker.HelperConfig{Volumes: names, Mode: docker.Backup, Run: v.runID, WeakSandbox: v.weak})
+	return v.engine.StartHelper(ctx, v.flags.helper(docker.Backup, v.runID, names...))
 }
 
 // A backupRun is the sources of one command, one after the other.

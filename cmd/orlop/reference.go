@@ -89,12 +89,15 @@ func explicit(s string) bool {
 // as project/volume of compose.
 func ofSource(all []repo.Snapshot, name string) []repo.Snapshot {
 	var of []repo.Snapshot
+	composed := func(s snapshot.Source) bool {
+		return s.Project != "" && s.Project+"/"+s.Labels["com.docker.compose.volume"] == name
+	}
 	for _, match := range []func(s snapshot.Source) bool{
 		func(s snapshot.Source) bool { return s.String() == name },
 		func(s snapshot.Source) bool { return s.Name == name },
-		func(s snapshot.Source) bool {
-			return s.Project != "" && s.Project+"/"+s.Labels["com.docker.compose.volume"] == name
-		},
+		// A copy that was restored has the labels too; compose's own has the name.
+		func(s snapshot.Source) bool { return composed(s) && s.Name == strings.Replace(name, "/", "_", 1) },
+		composed,
 	} {
 		for _, s := range all {
 			if match(s.Source) {

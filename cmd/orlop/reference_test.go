@@ -48,7 +48,10 @@ func TestASnapshotIsFoundByWhatItIsCalled(t *testing.T) {
 	compose := taken("c0de", "volume:shop_db", "2026-11-21T10:00:00")
 	compose.Source.Project = "shop"
 	compose.Source.Labels = map[string]string{"com.docker.compose.volume": "db"}
+	copied := taken("c0d1", "volume:copy", "2026-11-21T10:00:00")
+	copied.Source.Project, copied.Source.Labels = compose.Source.Project, compose.Source.Labels
 	all := []repo.Snapshot{
+		copied,
 		taken("aaaa1", "volume:pgdata", "2026-11-18T09:00:00"),
 		taken("aaaa2", "volume:pgdata", "2026-11-20T13:59:59"),
 		taken("bbbb", "volume:pgdata", "2026-11-20T14:00:30"),
@@ -112,7 +115,7 @@ func TestASnapshotIsFoundByWhatItIsCalled(t *testing.T) {
 		hint      string
 	}{
 		{"aaaa", exitFailed, `"aaaa" is the beginning of 2 ids: aaaa100000000000 and aaaa200000000000`, "more digits"},
-		{"bbb", exitFailed, "no snapshot and no source", "volume:pgdata"},
+		{"bbb", exitFailed, "no snapshot and no source", "volume:both"},
 		{"c0de", exitFailed, `"c0de" is the source volume:c0de and also the snapshot c0de0000`, "write volume:c0de"},
 		{"both", exitFailed, `"both" is volume:both and also dump:both`, "spell it out"},
 		{"two", exitFailed, `"two" is on here and also on another`, "by its id"},

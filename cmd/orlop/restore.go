@@ -20,8 +20,8 @@ import (
 )
 
 type restoreFlags struct {
-	to, target  string
-	weakSandbox bool
+	to, target string
+	helperFlags
 }
 
 func (a *app) restoreCommand() *cobra.Command {
@@ -49,13 +49,16 @@ SOURCE@TIME and SOURCE@AGE: the newest at or before then.`,
 	}
 	c.Flags().StringVar(&f.to, "to", "", "new `VOLUME` to make and fill")
 	c.Flags().StringVar(&f.target, "target", "", "new or empty directory `DIR` of this host to fill")
-	c.Flags().BoolVar(&f.weakSandbox, "weak-sandbox", false, "accept a Docker engine that cannot confine system calls")
+	f.add(c)
 	return c
 }
 
 func (a *app) restore(ctx context.Context, reference string, f restoreFlags) error {
 	if f.to != "" && f.target != "" {
 		return usagef("--to and --target were both given")
+	}
+	if err := f.check(); err != nil {
+		return err
 	}
 	r, err := a.open(ctx)
 	if err != nil {
@@ -113,7 +116,7 @@ func (a *app) restoreDirectory(ctx context.Context, r *repo.Repo, s repo.Snapsho
 // restoreVolume fills a volume: a new one, or the original if it is missing or
 // empty.
 func (a *app) restoreVolume(ctx context.Context, r *repo.Repo, s repo.Snapshot, f restoreFlags) (err error) {
-	v := &volumes{a: a, weak: f.weakSandbox}
+	v := &volumes{a: a, flags: f.helperFlags}
 	if err := v.open(ctx, r); err != nil {
 		return err
 	}
@@ -141,9 +144,9 @@ func (a *app) restoreVolume(ctx context.Context, r *repo.Repo, s repo.Snapshot, 
 			}
 		}()
 	}
-	h, err := v.engine.StartHelper(ctx, docker.HelperConfig{
-		Volumes: []string{vol.Name}, Mode: docker.Restore, Devices: s.Totals.Devices > 0, Run: v.runID, WeakSandbox: f.weakSandbox,
-	})
+	config := f.helper(docker.Restore, v.runID, vol.Name)
+	config.Devices = s.Totals.Devices > 0
+	h, err := v.engine.StartHelper(ctx, config)
 	if err != nil {
 		return fmt.Errorf("restore into volume %s: %w", vol.Name, err)
 	}

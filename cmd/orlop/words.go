@@ -99,6 +99,8 @@ func plural(n uint64, thing string) string {
 // took is a duration for people.
 func took(d time.Duration) string {
 	switch {
+	case d < time.Second:
+		return max(d.Round(time.Millisecond), time.Millisecond).String()
 	case d < 10*time.Second:
 		return d.Round(10 * time.Millisecond).String()
 	case d < time.Minute:

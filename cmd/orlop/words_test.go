@@ -50,7 +50,7 @@ func TestWordsForPeople(t *testing.T) {
 		{took(3*time.Hour + 5*time.Second + 4), "3h0m5s"},
 		{tookWith(2*time.Second, 999, "read"), "2s"},
 		{tookWith(2*time.Second, 4e8, "read"), "2s, read at 200 MB/s"},
-		{tookWith(0, 4e8, "read"), "0s"},
+		{tookWith(0, 4e8, "read"), "1ms"},
 		{short("volume:pgdata"), "volume:pgdata"},
 		{short("path:/srv/" + strings.Repeat("x", 100) + "/end"), "path:/srv/xxxxx…xxxxxxxxxxxx/end"},
 	}
