@@ -237,6 +237,14 @@ type recordWriter struct {
 	body  []byte // of the frame that is being filled
 	count uint32
 	dir   string
+	full  func() // takes the frame when it is full between two pieces of a set; may be nil
+}
+
+// piece ends a piece of a set. All of a set may be larger than a frame.
+func (w *recordWriter) piece() {
+	if w.full != nil && len(w.body) >= recordsFull {
+		w.full()
+	}
 }
 
 func (w *recordWriter) begin(kind uint8) {
@@ -285,6 +293,7 @@ func (w *recordWriter) xattrs(set []snapshot.Xattr) {
 		w.begin(recordXattrs)
 		w.body = appendBytes(w.body, snapshot.EncodeXattrs(set[:n]))
 		set = set[n:]
+		w.piece()
 	}
 }
 
@@ -298,6 +307,7 @@ func (w *recordWriter) extents(list []snapshot.Extent) {
 			w.begin(recordExtents)
 			w.body = appendBytes(w.body, piece)
 			piece = piece[:0]
+			w.piece()
 		}
 	}
 }

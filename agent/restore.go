@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"os"
 	"sync"
 
 	"orlop/snapshot"
@@ -122,6 +123,7 @@ func (c *Client) Restore(ctx context.Context, req RestoreRequest) (*Restore, err
 		live: make(map[uint64]*node), open: make(map[uint64]int),
 	}
 	r.change.L = &r.mu
+	r.w.full = r.cut
 	r.rungs = []*rung{{node: &node{waits: 1}}}
 	r.all.Go(r.send)
 	r.all.Go(r.receive)
@@ -581,6 +583,7 @@ func (r *Restore) send() {
 		r.mu.Lock()
 		if err != nil {
 			r.fail(err)
+			r.c.conn.close() // the agent would wait for the rest, and we for it
 			return
 		}
 		if t == frameClose {
@@ -634,6 +637,9 @@ func (r *Restore) receive() {
 	}()
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if errors.Is(err, os.ErrClosed) && r.err != nil {
+		err = r.err // why send closed it
+	}
 	if err != nil {
 		var no refusal
 		if errors.As(err, &no) { // not now: the stream is not at rest

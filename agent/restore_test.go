@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"orlop/id"
 	"orlop/snapshot"
 )
 
@@ -403,7 +404,7 @@ func TestManyExtentsAndXattrsCross(t *testing.T) {
 	for i := range uint64(n) {
 		extents = append(extents, snapshot.Extent{Offset: i << 30, Length: 1})
 	}
-	e := content(entry(snapshot.File, "f", 0o644), n)
+	e := content(entry(snapshot.File, "e", 0o644), n)
 	e.Size, e.Sparse = n<<30, true
 	e.Map = snapshot.Content{Refs: []snapshot.Ref{{Name: [32]byte{1}, Length: 1 << 20}}}
 	e.XattrSet = snapshot.Content{Refs: []snapshot.Ref{{Name: [32]byte{1}, Length: 1 << 19}}}
@@ -419,12 +420,20 @@ func TestManyExtentsAndXattrsCross(t *testing.T) {
 	if err := errors.Join(r.Write(no, 199_999<<30, []byte("x")), r.Finish(no)); err != nil {
 		t.Fatal(err)
 	}
+	f := inline(entry(snapshot.File, "f", 0o644), "f")
+	f.XattrSet = e.XattrSet
+	if no, err = r.Add(f, xattrs, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Finish(no); err != nil {
+		t.Fatal(err)
+	}
 	d := entry(snapshot.Dir, "g", 0o755)
 	d.XattrSet = e.XattrSet
 	if _, err := r.Add(d, xattrs, nil); err != nil {
 		t.Fatal(err)
 	}
-	r.finish("f: 1 of 200000 bytes of content were written")
+	r.finish("e: 1 of 200000 bytes of content were written")
 	for _, path := range []string{"f", "g"} {
 		if got := seen(t, root, path).Xattrs; !reflect.DeepEqual(got, xattrs) {
 			t.Errorf("%s has %d other xattrs", path, len(got))
@@ -738,4 +747,24 @@ func TestEmptySeesPastLostAndFound(t *testing.T) {
 	if _, err := c.Restore(t.Context(), RestoreRequest{Root: "/nonexistent"}); err == nil {
 		t.Error("a directory that is not there is restored to")
 	}
+}
+
+// All that a file may have of xattrs is more than a frame holds.
+func TestAFileMayHaveMoreXattrsThanAFrameHolds(t *testing.T) {
+	var set []snapshot.Xattr
+	for i := range 240 {
+		set = append(set, snapshot.Xattr{Name: fmt.Sprintf("user.%03d", i), Value: bytes.Repeat([]byte{byte(i)}, 65_536)})
+	}
+	r := fill(t, local(t), t.TempDir())
+	e := content(entry(snapshot.File, "f", 0o644), 5)
+	half := uint64(len(snapshot.EncodeXattrs(set)) / 2)
+	e.XattrSet.Refs = []snapshot.Ref{{Name: id.Blob{1}, Length: half}, {Name: id.Blob{2}, Length: half}}
+	n, err := r.Add(e, set, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(r.Write(n, 0, []byte("gone?")), r.Discard(n)); err != nil {
+		t.Fatal(err)
+	}
+	r.finish()
 }
