@@ -27,7 +27,7 @@ import (
 const (
 	windowRefs  = 1 << 14
 	windowBytes = 256 << 20
-	windows     = 2 // one is fetched while the next is gathered
+	windows     = 1 // fetched while the next is gathered
 )
 
 // maxExtents bounds the map of a file's holes, which is held in memory. The
@@ -59,7 +59,7 @@ type Summary struct {
 // what could not be restored of single files is in the summary.
 func Run(ctx context.Context, r *repo.Repo, c *agent.Client, root snapshot.Root, target string, opt Options) (*Summary, error) {
 	started := time.Now()
-	j := &job{repo: r, opt: opt, root: root, first: map[[16]byte]string{}}
+	j := &job{repo: r, opt: opt, root: root, first: map[[16]byte]first{}}
 	out, err := c.Restore(ctx, agent.RestoreRequest{
 		Root:    target,
 		Problem: func(_ uint64, path, what string) { j.problem(path, what) },
@@ -87,12 +87,19 @@ type job struct {
 	root snapshot.Root
 	out  *agent.Restore
 
-	first map[[16]byte]string // hard-link groups: the path that was made first
-	next  *sweep              // being gathered
-	flush func()              // begins to fetch next, and a new one
+	first map[[16]byte]first // of the hard-link groups
+	next  *sweep             // being gathered
+	flush func()             // begins to fetch next, and a new one
+	under sync.WaitGroup     // the fetches
 
 	mu  sync.Mutex
 	sum Summary
+}
+
+// A first is the name of a hard-link group that was made first.
+type first struct {
+	path string
+	kind snapshot.Type
 }
 
 // A file is a regular file whose content is on its way.
@@ -137,7 +144,11 @@ func (j *job) run(ctx context.Context) error {
 	j.flush = func() {
 		full := j.next
 		j.next = newSweep()
-		g.Go(func() error { return j.fetch(gctx, full) })
+		j.under.Add(1)
+		g.Go(func() error {
+			defer j.under.Done()
+			return j.fetch(gctx, full)
+		})
 	}
 	err := j.walk(gctx)
 	if err == nil {
@@ -174,8 +185,12 @@ func damaged(err error) bool {
 
 // entry sends one entry to the agent.
 func (j *job) entry(ctx context.Context, e *snapshot.Entry) error {
-	if first, ok := j.first[e.Group]; ok && e.Group != ([16]byte{}) {
-		if _, err := j.out.Link(e, first); err != nil {
+	if f, ok := j.first[e.Group]; ok && e.Group != ([16]byte{}) {
+		if e.Type != f.kind {
+			j.problem(e.Path(), fmt.Sprintf("it is a %v and said to be the same file as %q, a %v", e.Type, f.path, f.kind))
+			return nil
+		}
+		if _, err := j.out.Link(e, f.path); err != nil {
 			return err
 		}
 		j.count(e)
@@ -193,6 +208,12 @@ func (j *job) entry(ctx context.Context, e *snapshot.Entry) error {
 		return err
 	}
 	n, err := j.out.Add(e, xattrs, extents)
+	if errors.Is(err, agent.ErrUnfinished) {
+		// All that were added before are complete when their windows are.
+		j.flush()
+		j.under.Wait()
+		n, err = j.out.Add(e, xattrs, extents)
+	}
 	if errors.Is(err, snapshot.ErrFormat) {
 		j.problem(e.Path(), err.Error())
 		return nil
@@ -201,7 +222,7 @@ func (j *job) entry(ctx context.Context, e *snapshot.Entry) error {
 		return err
 	}
 	if e.Group != ([16]byte{}) {
-		j.first[e.Group] = e.Path()
+		j.first[e.Group] = first{e.Path(), e.Type}
 	}
 	if e.Type != snapshot.File {
 		j.count(e)
