@@ -64,7 +64,7 @@ const (
 
 	blockSize = 64 << 10 // a block is full at
 	maxBlock  = 96 << 20 // none is longer
-	batchSize = 8 << 20  // bytes of blocks in one transaction, which bbolt keeps in memory
+	batchSize = 1 << 20  // bytes of blocks in one transaction, which bbolt keeps in memory
 )
 
 // MaxRefs is how many Refs a Record may have. A file of more is not worth its
@@ -355,6 +355,8 @@ func newStats(d *Dir, source string, key [32]byte) (*StatsWriter, error) {
 		NoSync: true, NoGrowSync: true, NoFreelistSync: true,
 		FreelistType: bolt.FreelistMapType,
 		NoStatistics: true,
+		// Each time the mapping grows bbolt copies all that it points to.
+		InitialMmapSize: 64 << 20,
 	})
 	if err == nil {
 		err = w.db.Update(func(tx *bolt.Tx) error {

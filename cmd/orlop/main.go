@@ -101,7 +101,7 @@ func main() {
 	// Most of the heap is buffers without pointers, which cost the collector
 	// next to nothing to mark: collecting often is cheaper than holding twice
 	// as much memory.
-	debug.SetGCPercent(25)
+	debug.SetGCPercent(10)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	context.AfterFunc(ctx, stop) // a second Ctrl-C ends the program at once
 	a := &app{out: os.Stdout, err: os.Stderr}
