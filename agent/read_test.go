@@ -78,10 +78,14 @@ func TestFilesThatChangeWhileTheyAreRead(t *testing.T) {
 			}
 			return nil
 		}, Whole, "", 1, 4000},
-		{"one that keeps growing is torn", "finish", 0, func(p string, n int) error { return grow(p) },
-			Torn, "it changed", 1, 4000},
-		{"a large one that grew is not read again", "finish", big, func(p string, n int) error { return grow(p) },
-			Torn, "it changed", 0, big},
+		{
+			"one that keeps growing is torn", "finish", 0, func(p string, n int) error { return grow(p) },
+			Torn, "it changed", 1, 4000,
+		},
+		{
+			"a large one that grew is not read again", "finish", big, func(p string, n int) error { return grow(p) },
+			Torn, "it changed", 0, big,
+		},
 		{"one that shrank once is read again", "read", 0, func(p string, n int) error {
 			if n > 0 {
 				return nil
@@ -113,10 +117,14 @@ func TestFilesThatChangeWhileTheyAreRead(t *testing.T) {
 			}
 			return must(os.Chmod(p, 0o600))
 		}, Whole, "", 1, 3000},
-		{"one that vanished before", "open", 0, func(p string, n int) error { return must(os.Remove(p)) },
-			Vanished, "it is gone", 0, 0},
-		{"one that vanished within", "finish", 0, func(p string, n int) error { return must(os.Remove(p)) },
-			Vanished, "it is gone", 1, 0},
+		{
+			"one that vanished before", "open", 0, func(p string, n int) error { return must(os.Remove(p)) },
+			Vanished, "it is gone", 0, 0,
+		},
+		{
+			"one that vanished within", "finish", 0, func(p string, n int) error { return must(os.Remove(p)) },
+			Vanished, "it is gone", 1, 0,
+		},
 		{"one whose directory vanished", "open", 0, func(p string, n int) error {
 			return must(os.RemoveAll(filepath.Dir(p)))
 		}, Vanished, "it is gone", 0, 0},
@@ -140,10 +148,14 @@ func TestFilesThatChangeWhileTheyAreRead(t *testing.T) {
 			must(os.Remove(p))
 			return must(os.WriteFile(p, noise(700, 5), 0o644))
 		}, Whole, "", 0, 700},
-		{"one that cannot be opened", "open", 0, func(p string, n int) error { return unix.EACCES },
-			Failed, "permission denied", 0, 0},
-		{"one that cannot be read", "more", 0, func(p string, n int) error { return eio },
-			Failed, "input/output error", 0, 0},
+		{
+			"one that cannot be opened", "open", 0, func(p string, n int) error { return unix.EACCES },
+			Failed, "permission denied", 0, 0,
+		},
+		{
+			"one that cannot be read", "more", 0, func(p string, n int) error { return eio },
+			Failed, "input/output error", 0, 0,
+		},
 		{"one that cannot be read a second time", "finish", 0, func(p string, n int) error {
 			if n == 0 {
 				return grow(p)

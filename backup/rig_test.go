@@ -249,12 +249,6 @@ func (g *rig) entries(t testing.TB, s id.Snapshot) map[string]*snapshot.Entry {
 	return all
 }
 
-// keep copies the source as it is now, for comparing with later.
-func (g *rig) keep(t testing.TB) string {
-	t.Helper()
-	return g.restore(t, g.whole(t).Snapshot)
-}
-
 func write(t testing.TB, path string, data []byte) {
 	t.Helper()
 	must(t, os.MkdirAll(filepath.Dir(path), 0o755))

@@ -101,11 +101,6 @@ type table struct {
 	chunks [][]byte
 }
 
-func (t *table) blocks() int {
-	per := t.of.rowsPerBlock()
-	return (t.rows + per - 1) / per
-}
-
 // block returns the rows of block i after checking their sum.
 func (t *table) block(i int) ([]byte, error) {
 	size := t.of.blockSize()

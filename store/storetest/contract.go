@@ -104,8 +104,16 @@ func rangesAreExact(t *testing.T, st store.Deleter) {
 		off, n int64
 		want   string
 	}{
-		{0, 10, "0123456789"}, {0, 1, "0"}, {9, 1, "9"}, {3, 4, "3456"},
-		{0, 0, ""}, {5, 0, ""}, {10, 0, ""}, {10, -1, ""}, {7, -1, "789"}, {0, -5, "0123456789"},
+		{0, 10, "0123456789"},
+		{0, 1, "0"},
+		{9, 1, "9"},
+		{3, 4, "3456"},
+		{0, 0, ""},
+		{5, 0, ""},
+		{10, 0, ""},
+		{10, -1, ""},
+		{7, -1, "789"},
+		{0, -5, "0123456789"},
 	} {
 		if got := mustGet(t, st, "a", tt.off, tt.n); string(got) != tt.want {
 			t.Errorf("%d bytes from %d: %q, want %q", tt.n, tt.off, got, tt.want)
@@ -120,9 +128,18 @@ func pastTheEnd(t *testing.T, st store.Deleter) {
 		name   store.Name
 		off, n int64
 	}{
-		{"a", 0, 11}, {"a", 10, 1}, {"a", 11, 0}, {"a", 11, -1}, {"a", -1, 1}, {"a", -1, -1},
-		{"a", 1, math.MaxInt64}, {"a", math.MaxInt64, 1}, {"a", math.MaxInt64, math.MaxInt64}, {"a", math.MinInt64, 1},
-		{"empty", 0, 1}, {"empty", 1, -1},
+		{"a", 0, 11},
+		{"a", 10, 1},
+		{"a", 11, 0},
+		{"a", 11, -1},
+		{"a", -1, 1},
+		{"a", -1, -1},
+		{"a", 1, math.MaxInt64},
+		{"a", math.MaxInt64, 1},
+		{"a", math.MaxInt64, math.MaxInt64},
+		{"a", math.MinInt64, 1},
+		{"empty", 0, 1},
+		{"empty", 1, -1},
 	} {
 		if got, err := st.Get(t.Context(), tt.name, tt.off, tt.n); !errors.Is(err, store.ErrRange) {
 			t.Errorf("%d bytes of %s from %d: %q, %v; want store.ErrRange", tt.n, tt.name, tt.off, got, err)
