@@ -205,7 +205,7 @@ func TestADamagedLocalIndexIsMadeAgain(t *testing.T) {
 	before := base.restore(t, old.Snapshot)
 	change(t, base.src, "changed")
 	damaged := 0
-	for at := int64(0); at < 24; at++ {
+	for at := int64(0); at < 12; at++ {
 		g := base.again(t)
 		must(t, filepath.WalkDir(g.cache, func(path string, d fs.DirEntry, err error) error {
 			if err != nil || d.IsDir() || !strings.Contains(path, "/index/") {
@@ -216,7 +216,7 @@ func TestADamagedLocalIndexIsMadeAgain(t *testing.T) {
 				return nil
 			}
 			damaged++
-			p[at*int64(len(p))/24] ^= 0x20
+			p[at*int64(len(p))/12] ^= 0x20
 			return os.WriteFile(path, p, 0o600)
 		}))
 		s := g.whole(t)
@@ -227,7 +227,7 @@ func TestADamagedLocalIndexIsMadeAgain(t *testing.T) {
 		}
 	}
 	t.Logf("%d faults fired, 0 violations", damaged)
-	if damaged < 24 {
+	if damaged < 12 {
 		t.Errorf("only %d files were damaged", damaged)
 	}
 }
@@ -262,8 +262,18 @@ func TestBackup40CostsWhatBackup5Did(t *testing.T) {
 		n := func(op storetest.Op) int64 { return int64(len(log.Ops(op, ""))) }
 		costs = append(costs, cost{n(storetest.Put), n(storetest.Get), n(storetest.List), log.Bytes(storetest.Put), log.Bytes(storetest.Get)})
 	}
+	merged := false
 	for i, c := range costs[6:] {
 		then := costs[5+(i+1)%10]
+		if c.gets > then.gets && !merged {
+			// Once in 32 backups their segments become one: each is read again,
+			// and that one put, which is no larger than they were.
+			merged = true
+			if c.puts != then.puts+1 || c.gets > then.gets+33 || c.put-then.put > c.got {
+				t.Errorf("backup %d merged segments: %+v; before: %+v", i+6, c, then)
+			}
+			continue
+		}
 		if c.puts != then.puts || c.gets != then.gets || c.lists != then.lists || c.got != then.got {
 			t.Errorf("backup %d: %+v; before: %+v", i+6, c, then)
 		}

@@ -83,9 +83,15 @@ func TestABackupSurvivesEachFailedOperation(t *testing.T) {
 					if err == nil { // it was acknowledged
 						g.holds(t, s.Snapshot, g.src)
 					}
-					g.holds(t, old.Snapshot, before)
 					g.holds(t, g.whole(t).Snapshot, g.src)
-					g.check(t)
+					// Check reads all that the old one needs; that it is right
+					// then, some restores have to tell.
+					if n := g.check(t); n < 2 {
+						t.Errorf("%s: %d snapshots", what, n)
+					}
+					if fired%4 == 0 {
+						g.holds(t, old.Snapshot, before)
+					}
 					if t.Failed() {
 						t.Fatalf("after %s", what)
 					}
@@ -184,7 +190,7 @@ func TestABackupCanBeCancelledAtEachOperation(t *testing.T) {
 // What a backup had stored when it was cancelled is not stored again.
 func TestACancelledBackupLeavesItsWork(t *testing.T) {
 	g := newRig(t, cut(t, chunk.Gear))
-	const size = 56 << 20 // the agent may be 32 MiB ahead of what has come
+	const size = 34 << 20 // a pack is put at 16 MiB, and the agent may be 8 MiB ahead
 	write(t, g.src+"/f", treetest.Bytes("f", size))
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()

@@ -225,8 +225,9 @@ func (g *rig) holds(t testing.TB, s id.Snapshot, want string) {
 	treetest.Same(t, want, g.restore(t, s))
 }
 
-// check fails the test if anything in the repository is damaged.
-func (g *rig) check(t testing.TB) {
+// check fails the test if anything in the repository is damaged, and returns
+// how many snapshots there are.
+func (g *rig) check(t testing.TB) int {
 	t.Helper()
 	stranger := *g
 	stranger.cache = fast(t)
@@ -235,6 +236,7 @@ func (g *rig) check(t testing.TB) {
 	for _, d := range report.Damage {
 		t.Errorf("check: %v", d)
 	}
+	return report.Snapshots
 }
 
 // entries returns the tree of a snapshot by path.
@@ -278,7 +280,7 @@ func puts(log *storetest.Log) (all, packs, segments, snapshots int) {
 	return n(""), n("packs/"), n("index/"), n("snapshots/")
 }
 
-// files returns the lines of a store's log without the names' sums.
+// shape returns the lines of a store's log without the names' sums.
 func shape(lines []string) string {
 	var out []string
 	for _, l := range lines {

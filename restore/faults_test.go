@@ -165,9 +165,9 @@ func TestARestoreFromADamagedRepositoryNeverGivesWrongBytes(t *testing.T) {
 		must(t, os.RemoveAll(cache))
 	}
 	for _, o := range objects {
-		n := int64(60)
+		n := int64(40)
 		if strings.HasPrefix(string(o.Name), "packs/") {
-			n = 400
+			n = 250
 		}
 		if strings.HasPrefix(string(o.Name), "ephemeral/") {
 			n = 2
