@@ -102,7 +102,7 @@ func TestChunksFillTheirStreamWithinBounds(t *testing.T) {
 	}
 }
 
-// The reference is the definition in docs/parts/chunk.md, with none of the
+// The reference is the definition in docs/format.md, with none of the
 // ways to be fast: every hash is made anew from its 64 bytes.
 func TestGearCutsAreThoseOfItsDefinition(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {

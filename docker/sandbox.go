@@ -41,7 +41,7 @@ var profile []byte
 
 // sandbox is the container that the agent runs in: everything is taken away
 // that it does not need. Each line is shown to hold by a test, see
-// docs/parts/docker.md.
+// docs/sandbox.md.
 func sandbox(c HelperConfig, e *Engine, image, socket string) (*container.Config, *container.HostConfig) {
 	security := []string{"no-new-privileges:true"}
 	if e.info.Seccomp {
