@@ -371,7 +371,7 @@ type summaryJSON struct {
 }
 
 func (b *backupRun) report(src backup.Source, s *backup.Summary, transport string) {
-	if s.Files() == 0 && s.Dirs <= 1 {
+	if s.Files() == 0 && s.Dirs <= 1 && !s.Partial() {
 		b.warn("%s is empty", src.Source)
 	}
 	for _, p := range s.Skipped {

@@ -161,22 +161,10 @@ func (e *engine) dir(t testing.TB, name string) string {
 	return v.Mountpoint
 }
 
-// build makes the binary that users get: static, for it runs in the helper too.
-func build(t testing.TB) string {
-	t.Helper()
-	dir := t.TempDir()
-	c := exec.Command("go", "build", "-o", filepath.Join(dir, "orlop"), ".")
-	c.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := c.CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
-	}
-	return dir
-}
-
 // prime has the helper image imported: runs that begin at the same moment would
 // each import it.
-func prime(t *testing.T, e *engine, bin string) {
-	h := &host{T: t, e: e, bin: bin, home: t.TempDir(), v: prefix()}
+func prime(t *testing.T, e *engine) {
+	h := &host{T: t, e: e, home: t.TempDir(), v: prefix()}
 	defer e.forget(t, h.v)
 	name, _ := h.volume("first")
 	h.must("init", "-q")
@@ -200,8 +188,8 @@ func prefix() string { return fmt.Sprintf("orlop-cli-%08x", rand.Uint32()) }
 //	helpers N               there are N helper containers of this script's orlop
 //	images N                the engine has N helper images of this orlop
 func TestEngineScripts(t *testing.T) {
-	bin, e := build(t), openEngine(t)
-	prime(t, e, bin)
+	e := openEngine(t)
+	prime(t, e)
 	commands := scriptCommands()
 	commands["volume"] = e.volume
 	commands["helpers"] = func(ts *testscript.TestScript, neg bool, args []string) {
@@ -212,7 +200,7 @@ func TestEngineScripts(t *testing.T) {
 	}
 	commands["images"] = func(ts *testscript.TestScript, neg bool, args []string) {
 		need(ts, neg, args, 1, "images N")
-		if got := len(e.images(tb(ts), filepath.Join(bin, "orlop"))); fmt.Sprint(got) != args[0] {
+		if got := len(e.images(tb(ts), filepath.Join(built, "orlop"))); fmt.Sprint(got) != args[0] {
 			ts.Fatalf("there are %d helper images, want %s", got, args[0])
 		}
 	}
@@ -227,7 +215,6 @@ func TestEngineScripts(t *testing.T) {
 			v := prefix()
 			env.Setenv("V", v)
 			env.Setenv("DOCKER_HOST", e.Info().Host)
-			env.Setenv("PATH", bin+":"+env.Getenv("PATH"))
 			env.Defer(func() {
 				e.noHelpers(t, env.WorkDir, 5*time.Second)
 				e.forget(t, v)
@@ -290,13 +277,12 @@ func (e *engine) volume(ts *testscript.TestScript, neg bool, args []string) {
 type host struct {
 	*testing.T
 	e    *engine
-	bin  string
 	home string
 	v    string // prefix of its volumes
 }
 
 func newHost(t *testing.T) *host {
-	h := &host{T: t, e: openEngine(t), bin: build(t), home: t.TempDir(), v: prefix()}
+	h := &host{T: t, e: openEngine(t), home: t.TempDir(), v: prefix()}
 	t.Cleanup(func() {
 		h.e.noHelpers(t, h.home, 5*time.Second)
 		h.e.forget(t, h.v)
@@ -306,7 +292,7 @@ func newHost(t *testing.T) *host {
 }
 
 func (h *host) command(args ...string) *exec.Cmd {
-	c := exec.Command(filepath.Join(h.bin, "orlop"), args...)
+	c := exec.Command(filepath.Join(built, "orlop"), args...)
 	c.Env = append(os.Environ(), "DOCKER_HOST="+h.e.Info().Host,
 		"XDG_DATA_HOME="+h.home+"/data", "XDG_CONFIG_HOME="+h.home+"/config", "XDG_CACHE_HOME="+h.home+"/cache")
 	return c

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -111,6 +112,8 @@ func main() {
 // run runs one command line and returns its exit code.
 func (a *app) run(ctx context.Context, args []string) int {
 	root := a.command()
+	results := &printed{w: a.out}
+	a.out = results
 	root.SetArgs(args)
 	root.SetOut(a.out)
 	root.SetErr(a.err)
@@ -118,11 +121,29 @@ func (a *app) run(ctx context.Context, args []string) int {
 	if a.cleanUp != nil {
 		a.cleanUp()
 	}
+	if err == nil {
+		err = results.err
+	}
 	code := exitCode(ctx, err)
 	if err != nil {
 		a.tell(err, code)
 	}
 	return code
+}
+
+// printed notices when results cannot be printed: a script must not take half
+// a list for all of it.
+type printed struct {
+	w   io.Writer
+	err error
+}
+
+func (p *printed) Write(b []byte) (int, error) {
+	n, err := p.w.Write(b)
+	if err != nil && p.err == nil {
+		p.err = fmt.Errorf("print the results: %w", err)
+	}
+	return n, err
 }
 
 func (a *app) command() *cobra.Command {
@@ -278,12 +299,17 @@ func hintFor(err error) string {
 		return "give the key with --key-file or ORLOP_KEY, or the password with --password-file or ORLOP_PASSWORD"
 	case errors.Is(err, seal.ErrPutOnly):
 		return "use a full key on a host that may read"
+	case errors.Is(err, docker.ErrNoEngine) && strings.Contains(err.Error(), "permission denied"):
+		return "this user may not ask the engine: root may, and whoever is in the group docker"
 	case errors.Is(err, docker.ErrNoEngine):
 		return "is Docker running, and may this user ask it? DOCKER_HOST or a docker context says where it is"
 	case errors.Is(err, docker.ErrWeakSandbox):
 		return "--weak-sandbox accepts that, at the risk described in docs/design.md"
 	case errors.Is(err, repo.ErrDamaged):
 		return `"orlop check --read-data" finds out what is damaged and what it takes with it`
+	}
+	if errors.Is(err, fs.ErrPermission) {
+		return "this user may not do that; what belongs to the system needs root"
 	}
 	return ""
 }

@@ -20,17 +20,42 @@ import (
 	"orlop/treetest"
 )
 
+// built is the directory of the orlop that the tests run: the static binary
+// that users get.
+var built string
+
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"orlop": main, "when": when})
+	testscript.Main(building{m}, map[string]func(){"when": when})
+}
+
+// building builds orlop before the tests are run.
+type building struct{ *testing.M }
+
+func (m building) Run() int {
+	dir, err := os.MkdirTemp("", "orlop-test-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	built = dir
+	c := exec.Command("go", "build", "-o", filepath.Join(dir, "orlop"), ".")
+	c.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := c.CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "go build: %v\n%s", err, out)
+		return 1
+	}
+	return m.M.Run()
 }
 
 // TestScripts runs testdata/*.txtar: what a user could have typed.
 //
 // Beside the commands of testscript there are
 //
+//	orlop ARGUMENT...             run it; it ends with 0
 //	exits CODE COMMAND...         run a command that ends with CODE
 //	when GLOB SIGNAL COMMAND...   run a command, signal it once GLOB matches a file
-//	lowly COMMAND...              run a command to which modes of files apply, also as root
+//	lowly CODE COMMAND...         exits, of a command to which modes of files apply, also as root
 //	json FROM PATH WANT           a value of the last JSON text in FROM: stdout, stderr, a file
 //	capture NAME FROM PATH        the same, into the environment
 //	names DIR                     make files of odd names
@@ -60,6 +85,7 @@ func setUp(env *testscript.Env) error {
 	env.Setenv("DOCKER_CONFIG", env.WorkDir+"/docker")
 	env.Setenv("DOCKER_HOST", "unix:///nonexistent/docker.sock")
 	env.Setenv("TZ", "UTC")
+	env.Setenv("PATH", built+":"+env.Getenv("PATH"))
 	return os.Mkdir(env.WorkDir+"/home", 0o700)
 }
 
@@ -67,6 +93,10 @@ type scriptCommand = func(ts *testscript.TestScript, neg bool, args []string)
 
 func scriptCommands() map[string]scriptCommand {
 	return map[string]scriptCommand{
+		"orlop": func(ts *testscript.TestScript, neg bool, args []string) {
+			need(ts, neg, args, 0, "orlop ARGUMENT...")
+			exits(ts, false, append([]string{"0", "orlop"}, args...))
+		},
 		"exits":   exits,
 		"lowly":   lowly,
 		"json":    jsonCommand,
