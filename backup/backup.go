@@ -32,6 +32,11 @@ type Source struct {
 	ReadOnlyMount bool   // the agent sees it through a read-only mount
 }
 
+// cacheName tells volumes of the same name on two engines apart.
+func (s *Source) cacheName() string {
+	return s.Source.String() + " " + s.EngineID + s.MachineID
+}
+
 // Options are what a user can choose for one backup.
 type Options struct {
 	ReadAll     bool     // believe no stat cache

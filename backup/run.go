@@ -19,6 +19,7 @@ import (
 const (
 	noted     = 1000    // skipped and torn files listed in a snapshot; all are counted
 	oldCuts   = 1 << 16 // old cuts sent with the answers to one batch
+	maxLinks  = 1 << 20 // files with names still to come, some 300 bytes each
 	knownRefs = 1 << 20 // refs of one file kept in the stat cache; a larger file is read each time
 )
 
@@ -100,7 +101,7 @@ func newRun(ctx context.Context, r *repo.Repo, w *repo.Writer, src Source, opt O
 		group: r.Sealer().Boundary(),
 	}
 	key := b.cacheKey()
-	if old, ok := r.Local().OpenStats(src.Source.String(), key); ok {
+	if old, ok := r.Local().OpenStats(src.cacheName(), key); ok {
 		b.old, b.head = old, old.Head()
 		// A snapshot that was forgotten is nobody's parent. What the cache knows
 		// of the files holds all the same.
@@ -119,7 +120,7 @@ func newRun(ctx context.Context, r *repo.Repo, w *repo.Writer, src Source, opt O
 	b.reached.BytesBefore = b.head.Totals.Bytes
 	b.advance()
 	var err error
-	if b.stats, err = r.Local().NewStats(src.Source.String(), key); err != nil {
+	if b.stats, err = r.Local().NewStats(src.cacheName(), key); err != nil {
 		b.close()
 		return nil, fmt.Errorf("start a stat cache: %w", err)
 	}
@@ -258,6 +259,12 @@ func (b *run) joins(s *slot) bool {
 		l.seen++
 		s.linkTo, s.state = l, ready
 		return true
+	}
+	if len(b.links) == maxLinks {
+		b.sum.SkippedCount++
+		note(&b.sum.Skipped, s.stat.Path(), "it has other names, and too many such files wait for theirs: it is kept as a file of its own")
+		s.reported = true
+		return false
 	}
 	sum := b.group.Sum("hard link\x00", s.stat.Path())
 	l := &link{path: s.stat.Path(), stat: s.stat, seen: 1}

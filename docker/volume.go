@@ -99,9 +99,13 @@ func (e *Engine) composeVolume(ctx context.Context, name, project, short string)
 	}
 	var found []Volume
 	for _, v := range all {
-		if v.Project() == project && v.ComposeName() == short {
-			found = append(found, v)
+		if v.Project() != project || v.ComposeName() != short {
+			continue
 		}
+		if v.Name == project+"_"+short {
+			return v, nil // as compose calls it; others are copies of it
+		}
+		found = append(found, v)
 	}
 	switch len(found) {
 	case 0:
