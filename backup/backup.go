@@ -79,6 +79,10 @@ func (s *Summary) Files() uint64 { return s.FilesNew + s.FilesChanged + s.FilesU
 // it was on disk.
 func (s *Summary) Partial() bool { return s.SkippedCount+s.TornCount > 0 }
 
+// maxTags is how many tags a snapshot bears. It is asked before anything is
+// read, not when all is done.
+const maxTags = 1000
+
 // fenceTries is how often a backup begins again after a prune took it for
 // dead. That takes hours of standstill each time.
 const fenceTries = 3
@@ -96,6 +100,9 @@ func Run(ctx context.Context, r *repo.Repo, c *agent.Client, src Source, opt Opt
 
 func once(ctx context.Context, r *repo.Repo, c *agent.Client, src Source, opt Options) (_ *Summary, err error) {
 	started := time.Now()
+	if n := len(opt.Tags); n > maxTags {
+		return nil, fmt.Errorf("%d tags are too many: %d are kept", n, maxTags)
+	}
 	w, err := r.NewWriter(ctx)
 	if err != nil {
 		return nil, err
@@ -129,24 +136,14 @@ func once(ctx context.Context, r *repo.Repo, c *agent.Client, src Source, opt Op
 		return nil, fmt.Errorf("write the tree of %s: %w", src.Source, err)
 	}
 
-	s := &snapshot.Snapshot{
-		Source:       src.Source,
-		Started:      snapshot.FromGo(started),
-		Finished:     snapshot.FromGo(time.Now()),
-		Root:         root,
-		Previous:     b.head.Snapshot,
-		Sequence:     b.head.Sequence + 1,
-		Tags:         opt.Tags,
-		Totals:       b.totals,
-		Consistency:  opt.Consistency,
-		Skipped:      b.sum.Skipped,
-		SkippedCount: b.sum.SkippedCount,
-		Torn:         b.sum.Torn,
-		TornCount:    b.sum.TornCount,
-		ClassRules:   r.Config().ClassRules,
-		Version:      opt.Version,
-		Partial:      b.sum.Partial(),
-	}
+	s := &b.made
+	s.Source = src.Source
+	s.Started, s.Finished = snapshot.FromGo(started), snapshot.FromGo(time.Now())
+	s.Root, s.Totals = root, b.totals
+	s.Previous, s.Sequence = b.head.Snapshot, b.head.Sequence+1
+	s.Tags, s.Consistency, s.Version = opt.Tags, opt.Consistency, opt.Version
+	s.ClassRules = r.Config().ClassRules
+	s.Partial = s.SkippedCount+s.TornCount > 0
 	name, err := w.Commit(ctx, s)
 	if err != nil {
 		return nil, fmt.Errorf("store the snapshot of %s: %w", src.Source, err)
@@ -161,6 +158,8 @@ func once(ctx context.Context, r *repo.Repo, c *agent.Client, src Source, opt Op
 	st := w.Stats()
 	b.sum.Snapshot, b.sum.Parent, b.sum.Session = name, b.head.Snapshot, w.Session()
 	b.sum.BytesNew, b.sum.BytesStored = st.Raw, st.Stored
+	b.sum.Skipped, b.sum.SkippedCount = s.Skipped, s.SkippedCount
+	b.sum.Torn, b.sum.TornCount = s.Torn, s.TornCount
 	b.sum.Bytes, b.sum.Dirs = b.totals.Bytes, b.totals.Dirs
 	b.sum.Duration = time.Since(started)
 	return &b.sum, nil

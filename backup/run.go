@@ -17,7 +17,6 @@ import (
 )
 
 const (
-	noted     = 1000    // skipped and torn files listed in a snapshot; all are counted
 	oldCuts   = 1 << 16 // old cuts sent with the answers to one batch
 	maxLinks  = 1 << 20 // files with names still to come, some 300 bytes each
 	knownRefs = 1 << 20 // refs of one file kept in the stat cache; a larger file is read each time
@@ -42,6 +41,7 @@ type run struct {
 	group  *id.Keyed
 
 	sum     Summary
+	made    snapshot.Snapshot // what could not be kept, so far
 	totals  snapshot.Totals
 	reached Progress
 }
@@ -261,8 +261,7 @@ func (b *run) joins(s *slot) bool {
 		return true
 	}
 	if len(b.links) == maxLinks {
-		b.sum.SkippedCount++
-		note(&b.sum.Skipped, s.stat.Path(), "it has other names, and too many such files wait for theirs: it is kept as a file of its own")
+		b.made.Skip(s.stat.Path(), "it has other names, and too many such files wait for theirs: it is kept as a file of its own")
 		s.reported = true
 		return false
 	}
@@ -414,10 +413,10 @@ func (b *run) File(ctx context.Context, f *agent.File) error {
 
 // problems takes what the agent could not tell with an entry.
 func (b *run) problems(t agent.Totals) {
-	b.sum.SkippedCount += t.ProblemCount
 	for _, p := range t.Problems {
-		note(&b.sum.Skipped, p.Path, p.Reason)
+		b.made.Skip(p.Path, p.Reason)
 	}
+	b.made.SkippedCount += t.ProblemCount - uint64(len(t.Problems))
 }
 
 func entryOf(s *agent.Stat) *snapshot.Entry {
@@ -435,20 +434,12 @@ func (b *run) skip(s *slot, reason string) {
 		return
 	}
 	s.reported, s.keep = true, false
-	b.sum.SkippedCount++
-	note(&b.sum.Skipped, s.stat.Path(), reason)
+	b.made.Skip(s.stat.Path(), reason)
 }
 
 func (b *run) torn(s *slot, reason string) {
 	s.reported = true
-	b.sum.TornCount++
-	note(&b.sum.Torn, s.stat.Path(), reason)
-}
-
-func note(list *[]snapshot.Problem, path, reason string) {
-	if len(*list) < noted {
-		*list = append(*list, snapshot.Problem{Path: path, Reason: reason})
-	}
+	b.made.Tear(s.stat.Path(), reason)
 }
 
 // drain moves finished entries, in walk order, out of the window.
