@@ -100,6 +100,7 @@ func (a *app) backup(ctx context.Context, volumes []string, f backupFlags) error
 	if err != nil {
 		return err
 	}
+	a.warnOfItself(paths)
 	v, err := a.openVolumes(ctx, r, volumes, f.helperFlags)
 	if err != nil {
 		return err
@@ -126,6 +127,23 @@ func (a *app) backup(ctx context.Context, volumes []string, f backupFlags) error
 func (a *app) remind(r *repo.Repo) {
 	if _, err := os.Lstat(keyPath(r.ID())); err == nil && !r.Local().Mark(keyExported) {
 		a.say("note: the key of this repository is on this machine only; \"orlop key export\" prints it for safe keeping")
+	}
+}
+
+// warnOfItself tells of a directory that holds the repository: each backup
+// would store the last one again.
+func (a *app) warnOfItself(paths []backup.Source) {
+	where, err := a.repository()
+	if err != nil {
+		return
+	}
+	if real, err := filepath.EvalSymlinks(where); err == nil {
+		where = real
+	}
+	for _, p := range paths {
+		if in, err := filepath.Rel(p.Root, where); err == nil && in != ".." && !strings.HasPrefix(in, "../") {
+			a.warn("the repository is in %s: each backup of that stores the ones before it again; keep it elsewhere", p.Name)
+		}
 	}
 }
 
@@ -169,14 +187,15 @@ func machineID() string {
 
 // volumes are the volumes of one command and the helpers that reach them.
 type volumes struct {
-	a       *app
-	engine  *docker.Engine
-	run     *local.Run
-	runID   id.Session
-	flags   helperFlags
-	volumes []docker.Volume
-	shared  *docker.Helper // has all volumes, or nil
-	apart   bool           // each volume gets a helper of its own
+	a        *app
+	engine   *docker.Engine
+	run      *local.Run
+	runID    id.Session
+	flags    helperFlags
+	volumes  []docker.Volume
+	services []string       // of compose that use each, or ""
+	shared   *docker.Helper // has all volumes, or nil
+	apart    bool           // each volume gets a helper of its own
 }
 
 // openVolumes resolves names and removes what a killed run left behind.
@@ -195,6 +214,7 @@ func (a *app) openVolumes(ctx context.Context, r *repo.Repo, names []string, fla
 			return nil, err
 		}
 		v.volumes = append(v.volumes, vol)
+		v.services = append(v.services, v.service(ctx, vol))
 	}
 	return v, nil
 }
@@ -236,15 +256,31 @@ func (v *volumes) close() {
 	}
 }
 
+// service returns the compose service that uses a volume, for people. That it
+// cannot be found out is no reason not to back up.
+func (v *volumes) service(ctx context.Context, vol docker.Volume) string {
+	users, err := v.engine.Users(ctx, vol)
+	if err != nil {
+		v.a.log.Debug("who uses the volume is not known", "volume", vol.Name, "error", err)
+	}
+	for _, u := range users {
+		if u.Service != "" && u.Project == vol.Project() {
+			return u.Service
+		}
+	}
+	return ""
+}
+
 func (v *volumes) source(i int) backup.Source {
 	vol, info := v.volumes[i], v.engine.Info()
-	return backup.Source{
-		Source: snapshot.Source{
-			Kind: snapshot.Volume, Name: vol.Name, Host: info.Name, EngineName: info.Name, EngineID: info.ID,
-			Driver: vol.Driver, Options: vol.Options, Labels: vol.Labels, Project: vol.Project(),
-		},
-		ReadOnlyMount: true,
+	s := snapshot.Source{
+		Kind: snapshot.Volume, Name: vol.Name, Host: info.Name, EngineName: info.Name, EngineID: info.ID,
+		Driver: vol.Driver, Options: vol.Options, Labels: vol.Labels, Project: vol.Project(), Service: v.services[i],
 	}
+	if info.Local {
+		s.MachineID = machineID()
+	}
+	return backup.Source{Source: s, ReadOnlyMount: true}
 }
 
 // A reader is an agent that sees a source.

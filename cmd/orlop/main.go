@@ -17,10 +17,12 @@ import (
 	"os/signal"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"orlop/agent"
 	"orlop/docker"
@@ -161,7 +163,7 @@ repository. Every backup costs only what changed and restores as if it were full
 		SilenceErrors: true,
 		Version:       version,
 		Args:          unknownCommand,
-		PersistentPreRunE: func(*cobra.Command, []string) error {
+		PersistentPreRunE: func(c *cobra.Command, _ []string) error {
 			level := slog.LevelWarn
 			if a.verbose {
 				level = slog.LevelDebug
@@ -170,7 +172,7 @@ repository. Every backup costs only what changed and restores as if it were full
 			if a.quiet && a.verbose {
 				return usagef("--quiet and --verbose contradict each other")
 			}
-			return nil
+			return noneEmpty(c)
 		},
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
@@ -224,6 +226,21 @@ func wrapArgs(c *cobra.Command) {
 	}
 }
 
+// noneEmpty refuses an option whose value is empty: most likely a variable that
+// was not set, and what happens without the option is not what was meant.
+func noneEmpty(c *cobra.Command) (err error) {
+	c.Flags().Visit(func(f *pflag.Flag) {
+		values := []string{f.Value.String()}
+		if list, ok := f.Value.(pflag.SliceValue); ok {
+			values = list.GetSlice()
+		}
+		if slices.Contains(values, "") {
+			err = usagef("--%s is empty", f.Name)
+		}
+	})
+	return err
+}
+
 // unknownCommand answers a verb that there is none of.
 func unknownCommand(c *cobra.Command, args []string) error {
 	if len(args) == 0 {
@@ -265,7 +282,7 @@ func (a *app) tell(err error, code int) {
 	if errors.Is(err, errPartial) || errors.Is(err, errFound) {
 		return // said already, file by file
 	}
-	text, way := clean(err.Error()), hintFor(err)
+	text, way := clean(err.Error()), clean(hintFor(err))
 	if code == exitInterrupted {
 		text, way = "interrupted", ""
 	}

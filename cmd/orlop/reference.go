@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -69,7 +70,7 @@ func find(all []repo.Snapshot, reference string, now time.Time) (repo.Snapshot, 
 	case len(of) == 0:
 		return none, hint(fmt.Errorf("%q: no snapshot and no source of that name", reference), "%s", known(all))
 	}
-	if err := oneSource(of, reference); err != nil {
+	if of, err = oneSource(of, reference, machineID()); err != nil {
 		return none, err
 	}
 	for _, s := range slices.Backward(of) {
@@ -111,20 +112,40 @@ func ofSource(all []repo.Snapshot, name string) []repo.Snapshot {
 	return nil
 }
 
-// oneSource refuses a name that several sources share: giving one host's data
-// back to another's volume is not for a program to guess.
-func oneSource(of []repo.Snapshot, reference string) error {
-	first := of[0]
-	for _, s := range of[1:] {
-		switch {
-		case s.Source.String() != first.Source.String():
-			return hint(fmt.Errorf("%q is %s and also %s", reference, first.Source, s.Source), "spell it out")
-		case s.Source.Host != first.Source.Host:
-			return hint(fmt.Errorf("%q is on %s and also on %s", reference, first.Source.Host, s.Source.Host),
-				`name the snapshot by its id; "orlop snapshots %s" lists them`, first.Source)
+// oneSource keeps the snapshots of one source of those that share its name:
+// this machine's, if it has any. Which of several others is meant it does not
+// guess: that could give one host's data back to another's volume.
+func oneSource(of []repo.Snapshot, reference, machine string) ([]repo.Snapshot, error) {
+	for _, s := range of {
+		if s.Source.String() != of[0].Source.String() {
+			return nil, hint(fmt.Errorf("%q is %s and also %s", reference, of[0].Source, s.Source), "spell it out")
 		}
 	}
-	return nil
+	ours := slices.DeleteFunc(slices.Clone(of), func(s repo.Snapshot) bool {
+		return machine == "" || s.Source.MachineID != machine
+	})
+	if len(ours) > 0 {
+		return ours, nil
+	}
+	first := of[0].Source
+	for _, s := range of {
+		// An engine that was set up anew on the same machine has a new ID.
+		sameEngine := s.Source.EngineID == first.EngineID || s.Source.MachineID != "" && s.Source.MachineID == first.MachineID
+		if s.Source.Host != first.Host || s.Source.MachineID != first.MachineID || !sameEngine {
+			return nil, hint(fmt.Errorf("%q is on %s and also on %s", reference, whereabouts(first), whereabouts(s.Source)),
+				`name the snapshot by its id; "orlop snapshots %s" lists them`, first)
+		}
+	}
+	return of, nil
+}
+
+// whereabouts says where a source is so that two of one name can be told apart.
+func whereabouts(s snapshot.Source) string {
+	id := cmp.Or(s.EngineID, s.MachineID)
+	if id == "" {
+		return s.Host
+	}
+	return fmt.Sprintf("%s (%.12s)", s.Host, id)
 }
 
 // withPrefix returns the snapshots whose id begins with at least 4 hex digits.
@@ -144,7 +165,7 @@ func withPrefix(all []repo.Snapshot, prefix string) (of []repo.Snapshot) {
 func known(all []repo.Snapshot) string {
 	var names []string
 	for _, s := range all {
-		if n := s.Source.String(); !slices.Contains(names, n) {
+		if n := cleanName(s.Source.String()); !slices.Contains(names, n) {
 			names = append(names, n)
 		}
 	}

@@ -217,3 +217,33 @@ func FuzzFind(f *testing.F) {
 		}
 	})
 }
+
+// Hosts and engines of one name are told apart; this machine's own come first.
+func TestOneSource(t *testing.T) {
+	of := func(host, engine, machine string) repo.Snapshot {
+		return repo.Snapshot{Snapshot: &snapshot.Snapshot{Source: snapshot.Source{
+			Kind: snapshot.Volume, Name: "v", Host: host, EngineID: engine, MachineID: machine,
+		}}}
+	}
+	tests := []struct {
+		name string
+		of   []repo.Snapshot
+		want int // snapshots kept; 0: refused
+	}{
+		{"one host", []repo.Snapshot{of("a", "e", "m1"), of("a", "e", "m1")}, 2},
+		{"two hosts, neither this one", []repo.Snapshot{of("a", "e", "m1"), of("b", "f", "m2")}, 0},
+		{"two hosts of one name", []repo.Snapshot{of("a", "e", "m1"), of("a", "f", "m2")}, 0},
+		{"this machine's are meant", []repo.Snapshot{of("a", "e", "m1"), of("a", "f", "here"), of("b", "g", "m2")}, 1},
+		{"an engine set up anew on the same machine", []repo.Snapshot{of("a", "e", "m1"), of("a", "f", "m1")}, 2},
+		{"two remote engines of one name", []repo.Snapshot{of("a", "e", ""), of("a", "f", "")}, 0},
+		{"one remote engine", []repo.Snapshot{of("a", "e", ""), of("a", "e", "")}, 2},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := oneSource(tt.of, "v", "here")
+			if len(got) != tt.want || (err == nil) != (tt.want > 0) {
+				t.Errorf("%d kept, want %d: %v", len(got), tt.want, err)
+			}
+		})
+	}
+}
