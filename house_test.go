@@ -70,7 +70,7 @@ var doors = map[string]string{
 	"github.com/dustin/go-humanize":     "cmd/orlop",
 	"golang.org/x/term":                 "cmd/orlop",
 	"golang.org/x/sync":                 "agent repo restore docker",
-	"golang.org/x/sys":                  "agent cmd/orlop docker local seal store treetest",
+	"golang.org/x/sys":                  "agent cmd/orlop docker index local seal store treetest",
 	"github.com/rogpeppe/go-internal":   "cmd/orlop",
 	"github.com/google/go-cmp":          "*",
 	"pgregory.net/rapid":                "*",

@@ -7,8 +7,6 @@ import (
 	"io"
 	"os"
 	"sync"
-
-	"golang.org/x/sys/unix"
 )
 
 // The transports by which an agent is reached.
@@ -73,25 +71,6 @@ func cause(ctx context.Context, err error) error {
 		return protocolError("the stream ended")
 	}
 	return err
-}
-
-// Local starts an agent in this process. Close waits for it.
-func Local(ctx context.Context) (*Client, error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-	if err != nil {
-		return nil, fmt.Errorf("start the agent: %w", err)
-	}
-	host, agent := os.NewFile(uintptr(fds[0]), "host"), os.NewFile(uintptr(fds[1]), "agent")
-	served := make(chan error, 1)
-	// Not ctx: the agent ends with the stream, which Close closes.
-	go func() { served <- Serve(context.WithoutCancel(ctx), agent) }()
-	c, err := NewClient(ctx, host, TransportLocal)
-	if err != nil {
-		<-served
-		return nil, err
-	}
-	c.served = served
-	return c, nil
 }
 
 // Transport says how the agent is reached: one of the constants above.

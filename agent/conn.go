@@ -84,6 +84,13 @@ type settings struct {
 	boxes int // workers of the host that check boxes
 }
 
+// The memory of a walk, whatever it walks over.
+const (
+	pageBytes = 16 << 20 // names of one directory that are sorted at a time, up to twice that while reading
+	keepBytes = 8 << 20  // names of directories still to be walked, of all levels
+	keepMarks = 4 << 20  // hashes of such names where that is not enough; 8 bytes each
+)
+
 func usual() settings {
 	n := runtime.GOMAXPROCS(0)
 	return settings{

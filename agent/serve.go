@@ -1,10 +1,35 @@
+//go:build linux
+
 package agent
 
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
 )
+
+// Local starts an agent in this process. Close waits for it.
+func Local(ctx context.Context) (*Client, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("start the agent: %w", err)
+	}
+	host, agent := os.NewFile(uintptr(fds[0]), "host"), os.NewFile(uintptr(fds[1]), "agent")
+	served := make(chan error, 1)
+	// Not ctx: the agent ends with the stream, which Close closes.
+	go func() { served <- Serve(context.WithoutCancel(ctx), agent) }()
+	c, err := NewClient(ctx, host, TransportLocal)
+	if err != nil {
+		<-served
+		return nil, err
+	}
+	c.served = served
+	return c, nil
+}
 
 // Serve is the agent: it greets the host on the other end of rw and does what
 // it asks for, one operation after another, until the stream ends, which is no

@@ -1,3 +1,5 @@
+//go:build linux
+
 package agent
 
 import (
@@ -13,14 +15,7 @@ import (
 	"orlop/snapshot"
 )
 
-// The memory of a walk, whatever it walks over.
-const (
-	pageBytes = 16 << 20 // names of one directory that are sorted at a time, up to twice that while reading
-	keepBytes = 8 << 20  // names of directories still to be walked, of all levels
-	keepMarks = 4 << 20  // hashes of such names where that is not enough; 8 bytes each
-
-	nameCost = 32 // what a name takes besides its bytes
-)
+const nameCost = 32 // what a name takes besides its bytes
 
 // A walker lists what is below a root in the order of snapshot.Compare: all
 // children of a directory, then what is below the first of them, and so on.

@@ -149,7 +149,13 @@ func TestAHelperForAnotherMachineNamesTheBinaryItNeeds(t *testing.T) {
 	_, err = e.binary("")
 	var missing *BinaryError
 	if !errors.As(err, &missing) || missing.Want != want || missing.Engine != "linux/riscv64" {
-		t.Errorf("binary: %v; want a BinaryError naming %s", err, want)
+		t.Fatalf("binary: %v; want a BinaryError naming %s", err, want)
+	}
+	if got := err.Error(); !strings.Contains(got, "linux/riscv64") || !strings.Contains(got, "put it at "+want+":") {
+		t.Errorf("the error is %q; want the engine and the whole path %s", got, want)
+	}
+	if got := missing.Hint(); !strings.Contains(got, `GOARCH=riscv64 go build -o "`+want) {
+		t.Errorf("the hint is %q; want how to make %s", got, want)
 	}
 	// A dynamic program would not run in an empty image either.
 	sh, err := exec.LookPath("sh")

@@ -28,6 +28,7 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -68,7 +69,7 @@ type Info struct {
 	Version  string // of the engine
 	OS, Arch string // in Go's words: linux, arm64
 	Seccomp  bool   // it can confine system calls
-	Local    bool   // reached through a Unix socket, so probably on this file system
+	Local    bool   // on Linux and reached through a Unix socket, so probably on this file system
 	Host     string // where it was reached: unix:///var/run/docker.sock
 }
 
@@ -105,7 +106,9 @@ func open(ctx context.Context, log *slog.Logger, at endpoint) (*Engine, error) {
 	e.info = Info{
 		ID: info.ID, Name: info.Name, Version: info.ServerVersion,
 		OS: info.OSType, Arch: goArch(info.Architecture),
-		Seccomp: hasSeccomp(info), Local: strings.HasPrefix(at.host, "unix://"), Host: at.host,
+		Seccomp: hasSeccomp(info), Host: at.host,
+		// Elsewhere the engine is in a virtual machine, which no Unix socket enters.
+		Local: runtime.GOOS == "linux" && strings.HasPrefix(at.host, "unix://"),
 	}
 	log.Debug("docker engine", "host", at.host, "version", info.ServerVersion, "api", cli.ClientVersion(), "arch", e.info.Arch)
 	return e, nil

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"time"
 
 	"github.com/docker/docker/api/types/filters"
@@ -33,6 +34,12 @@ type BinaryError struct {
 // Error implements error.
 func (e *BinaryError) Error() string {
 	return fmt.Sprintf("the engine runs %s and needs a static binary of orlop for it: put it at %s: %v", e.Engine, e.Want, e.Err)
+}
+
+// Hint says how to get one.
+func (e *BinaryError) Hint() string {
+	goos, arch, _ := strings.Cut(e.Engine, "/")
+	return fmt.Sprintf("where the source of orlop is: CGO_ENABLED=0 GOOS=%s GOARCH=%s go build -o %q ./cmd/orlop", goos, arch, e.Want)
 }
 
 // Unwrap returns what is wrong with what is there.

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"os"
 	"runtime/debug"
-	"syscall"
 	"unsafe"
+
+	"golang.org/x/sys/unix"
 
 	"orlop/id"
 	"orlop/seal"
@@ -133,9 +135,9 @@ func (t *table) row(i int) ([]byte, error) {
 // maps its files for random access, without any reading ahead.
 func (t *table) willNeed(i int) {
 	c := t.chunks[i]
-	page := uintptr(syscall.Getpagesize())
+	page := uintptr(os.Getpagesize())
 	if skip := -uintptr(unsafe.Pointer(unsafe.SliceData(c))) % page; skip < uintptr(len(c)) {
-		_ = syscall.Madvise(c[skip:], syscall.MADV_WILLNEED)
+		_ = unix.Madvise(c[skip:], unix.MADV_WILLNEED)
 	}
 }
 

@@ -144,8 +144,8 @@ func (d *Dir) startRun(sid id.Session) (*Run, error) {
 	}
 	path := d.Path(runsDir, sid.String())
 	if err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
-		err = unix.Renameat2(unix.AT_FDCWD, f.Name(), unix.AT_FDCWD, path, unix.RENAME_NOREPLACE)
-		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
+		err = renameNoReplace(f.Name(), path)
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, errors.ErrUnsupported) {
 			err = os.Link(f.Name(), path)
 			_ = os.Remove(f.Name())
 		}

@@ -1,3 +1,5 @@
+//go:build linux
+
 // Package treetest makes directories full of odd files, and tells exactly in
 // what two directories differ. It is for tests only.
 package treetest

@@ -80,6 +80,12 @@ func (a *app) restore(ctx context.Context, reference string, f restoreFlags) err
 
 // restoreDirectory fills a directory of this host.
 func (a *app) restoreDirectory(ctx context.Context, r *repo.Repo, s repo.Snapshot, target string) error {
+	// Before the target is made: there may be no agent on this host.
+	c, err := agent.Local(ctx)
+	if err != nil {
+		return fmt.Errorf("restore into %s: %w", target, err)
+	}
+	defer c.Close()
 	abs, err := filepath.Abs(target)
 	if err != nil {
 		return fmt.Errorf("find %s: %w", target, err)
@@ -98,11 +104,6 @@ func (a *app) restoreDirectory(ctx context.Context, r *repo.Repo, s repo.Snapsho
 	if err != nil {
 		return fmt.Errorf("look at the target: %w", err)
 	}
-	c, err := agent.Local(ctx)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
 	empty, err := c.Empty(ctx, root)
 	if err != nil {
 		return fmt.Errorf("look at the target: %w", err)
