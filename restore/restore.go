@@ -62,6 +62,7 @@ func Run(ctx context.Context, r *repo.Repo, c *agent.Client, root snapshot.Root,
 	j := &job{repo: r, opt: opt, root: root, first: map[[16]byte]first{}}
 	out, err := c.Restore(ctx, agent.RestoreRequest{
 		Root:    target,
+		Sync:    true,
 		Problem: func(_ uint64, path, what string) { j.problem(path, what) },
 	})
 	if err != nil {
