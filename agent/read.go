@@ -23,6 +23,8 @@ const (
 	rereadLimit = 64 << 20
 	// Linux keeps file times by a clock that ticks at least this often (100 Hz).
 	clockTick = 10_000_000 // ns
+	// The coarsest times that a file system keeps are those of FAT.
+	coarseTimes = 2_000_000_000 // ns
 
 	firstBuffer = 256 << 10 // of a reader; it grows to the largest chunk and as much again
 )
@@ -330,12 +332,19 @@ func (r *reader) open(dir int, s *Stat) (int, error) {
 // the future (a server's clock, or one that was set back) says nothing, so it
 // counts as fresh; an mtime from the future was set by somebody, which ctime
 // shows.
+//
+// A ctime of a whole second is most likely that of a file system that keeps no
+// finer ones, or as vfat only every other: then so much more may come unseen.
 func fresh(now unix.Timespec, s *Stat) bool {
 	ns := func(t snapshot.Time) int64 {
 		return (t.Sec-now.Sec)*1e9 + int64(t.Nsec) - now.Nsec
 	}
+	unseen := int64(2 * clockTick)
+	if s.CTime.Nsec == 0 {
+		unseen += coarseTimes
+	}
 	near := func(t snapshot.Time, limit int64) bool {
-		return t.Sec >= now.Sec-1 && (t.Sec > now.Sec+1 || ns(t) >= -2*clockTick) && t.Sec <= limit
+		return t.Sec >= now.Sec-3 && (t.Sec > now.Sec+1 || ns(t) >= -unseen) && t.Sec <= limit
 	}
 	return near(s.CTime, 1<<62) || near(s.MTime, now.Sec+1)
 }

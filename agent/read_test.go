@@ -270,6 +270,9 @@ func TestAFileThatHasJustChangedIsFresh(t *testing.T) {
 		{"only its mtime, set", at(1000, 0), old, true},
 		{"an mtime in the future was set", at(1<<40, 0), old, false},
 		{"a ctime in the future is another clock's", old, at(1<<40, 0), true},
+		{"whole seconds, two before", at(998, 0), at(998, 0), true},
+		{"whole seconds, three before", at(997, 0), at(997, 0), false},
+		{"a fine mtime was set, whole seconds", old, at(999, 0), true},
 		{"before 1970", at(-1<<40, 0), at(-1<<40, 0), false},
 	} {
 		if got := fresh(now, &Stat{MTime: tt.mtime, CTime: tt.ctime}); got != tt.want {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 
 	"orlop/agent"
 	"orlop/id"
@@ -145,10 +146,11 @@ func (b *run) findParent(ctx context.Context, src Source) error {
 	if err != nil {
 		return err
 	}
-	for _, s := range all {
-		if s.Source.String() == src.Source.String() && s.Source.EngineID == src.EngineID && s.Source.MachineID == src.MachineID {
-			b.head = local.Head{Snapshot: s.ID, Session: s.Session, Sequence: s.Sequence, Totals: s.Totals}
-		}
+	all = slices.DeleteFunc(all, func(s repo.Snapshot) bool {
+		return s.Source.String() != src.Source.String() || s.Source.EngineID != src.EngineID || s.Source.MachineID != src.MachineID
+	})
+	if s, ok := repo.Newest(all); ok {
+		b.head = local.Head{Snapshot: s.ID, Session: s.Session, Sequence: s.Sequence, Totals: s.Totals}
 	}
 	return nil
 }

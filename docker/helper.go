@@ -412,8 +412,10 @@ func (h *Helper) Close(ctx context.Context) error {
 		}
 		select {
 		case <-h.ended:
+			// Whatever went wrong in it, its client has said so; and an agent
+			// whose stream was closed in the middle of its work is no news.
 			if h.code > 0 {
-				h.e.log.Warn("the helper failed as it ended", "code", h.code, "stderr", h.Log())
+				h.e.log.Debug("the helper failed as it ended", "code", h.code, "stderr", h.Log())
 			}
 		default:
 			h.e.log.Debug("the helper is killed", "container", h.id[:12])

@@ -857,3 +857,19 @@ func FuzzCondemn(f *testing.F) {
 		}
 	})
 }
+
+// A pack that cannot be put in the middle of a backup is why it fails.
+func TestAFailedPackIsTheErrorOfTheBackup(t *testing.T) {
+	big := files{}
+	for i := range 80 {
+		big[fmt.Sprint("f", i)] = random(uint64(i), 1<<20)
+	}
+	for at := int64(1); at <= 3; at++ { // 0 is the session's mark
+		mem, key := newRepo(t)
+		faulty := &storetest.Faulty{Store: mem, At: at, Fault: storetest.Lost}
+		_, _, err := put(t.Context(), open(t, faulty, key, t.TempDir()), big)
+		if faulty.Fired() != 1 || !errors.Is(err, storetest.ErrInjected) {
+			t.Errorf("put %d: %v", at, err)
+		}
+	}
+}

@@ -115,7 +115,7 @@ func (r *Repo) Snapshots(ctx context.Context) ([]Snapshot, []*DamageError, error
 		return nil, nil, err
 	}
 	slices.SortFunc(got, func(a, b Snapshot) int {
-		return cmp.Or(cmp.Compare(a.Finished.Sec, b.Finished.Sec), cmp.Compare(a.Finished.Nsec, b.Finished.Nsec), a.ID.Compare(b.ID))
+		return cmp.Or(a.Started.Compare(b.Started), a.Finished.Compare(b.Finished), a.ID.Compare(b.ID))
 	})
 	slices.SortFunc(broken, func(a, b *DamageError) int { return cmp.Compare(a.Name, b.Name) })
 	return got, broken, nil
@@ -141,6 +141,22 @@ func (r *Repo) readSnapshot(ctx context.Context, o store.Info) (Snapshot, error)
 		return Snapshot{}, &DamageError{Name: o.Name, Err: err}
 	}
 	return Snapshot{ID: want, Session: sid, Snapshot: s}, nil
+}
+
+// Newest returns the newest of snapshots that are in order of time. One that
+// another names as its previous is not the newest, whatever the clock of the
+// host said when it was made.
+func Newest(all []Snapshot) (newest Snapshot, ok bool) {
+	previous := make(map[id.Snapshot]bool, len(all))
+	for _, s := range all {
+		previous[s.Previous] = true
+	}
+	for _, s := range slices.Backward(all) {
+		if !previous[s.ID] {
+			return s, true
+		}
+	}
+	return Snapshot{}, false
 }
 
 // HasSnapshot reports whether a snapshot is still listed.

@@ -269,7 +269,7 @@ func (w *Writer) Save(ctx context.Context, kind id.Kind, plaintext []byte) (id.B
 	w.metaBox.Add(kind, plaintext)
 	w.names = append(w.names, pack.Blob{Name: name, Kind: kind, Length: uint32(len(plaintext))})
 	if w.metaSize < w.target {
-		return name, w.putctx.Err()
+		return name, context.Cause(w.putctx)
 	}
 	return name, w.sendMeta()
 }
@@ -298,7 +298,7 @@ func (w *Writer) AddBox(codec box.Codec, raw int, payload []byte, blobs []pack.B
 	w.data.Add(payload, codec, raw, blobs)
 	w.count(blobs)
 	if w.data.Len() < w.target {
-		return w.putctx.Err()
+		return context.Cause(w.putctx)
 	}
 	full := w.data
 	w.data = w.newPack()
@@ -343,7 +343,7 @@ func (w *Writer) moveMeta(b *pack.Builder) {
 func (w *Writer) send(b *pack.Builder) error {
 	w.packs++
 	w.puts.Go(func() error { return w.putPack(w.putctx, b) })
-	return w.putctx.Err()
+	return context.Cause(w.putctx)
 }
 
 func (w *Writer) putPack(ctx context.Context, b *pack.Builder) error {
@@ -457,6 +457,11 @@ func (w *Writer) mergeSegments(ctx context.Context) error {
 			return err
 		}
 		if s == nil {
+			continue
+		}
+		if slices.ContainsFunc(s.Packs, func(p index.PackInfo) bool { return w.condemned[p.ID] }) {
+			// It stays what says where in those packs its blobs are, until they
+			// are gone.
 			continue
 		}
 		for _, p := range s.Packs {

@@ -277,9 +277,6 @@ func (v *volumes) source(i int) backup.Source {
 		Kind: snapshot.Volume, Name: vol.Name, Host: info.Name, EngineName: info.Name, EngineID: info.ID,
 		Driver: vol.Driver, Options: vol.Options, Labels: vol.Labels, Project: vol.Project(), Service: v.services[i],
 	}
-	if info.Local {
-		s.MachineID = machineID()
-	}
 	return backup.Source{Source: s, ReadOnlyMount: true}
 }
 

@@ -89,7 +89,7 @@ func (a *app) ls(ctx context.Context, reference, path string, long, recursive bo
 		return err
 	}
 	defer r.Close()
-	s, err := a.findSnapshot(ctx, r, reference)
+	s, err := a.findSnapshot(ctx, r, reference, "")
 	if err != nil {
 		return err
 	}
@@ -124,12 +124,12 @@ func (a *app) ls(ctx context.Context, reference, path string, long, recursive bo
 
 // findSnapshot resolves a reference and makes the repository ready to read
 // what the snapshot needs: snapshots are listed first, then the index.
-func (a *app) findSnapshot(ctx context.Context, r *repo.Repo, reference string) (repo.Snapshot, error) {
+func (a *app) findSnapshot(ctx context.Context, r *repo.Repo, reference, engine string) (repo.Snapshot, error) {
 	all, err := a.allSnapshots(ctx, r)
 	if err != nil {
 		return repo.Snapshot{}, err
 	}
-	s, err := find(all, reference, time.Now())
+	s, err := find(all, reference, here{machineID(), engine}, time.Now())
 	if err != nil {
 		return repo.Snapshot{}, err
 	}

@@ -33,7 +33,7 @@ func (a *app) allSnapshots(ctx context.Context, r *repo.Repo) ([]repo.Snapshot, 
 }
 
 // find resolves a reference. now is what "3h ago" is counted from.
-func find(all []repo.Snapshot, reference string, now time.Time) (repo.Snapshot, error) {
+func find(all []repo.Snapshot, reference string, h here, now time.Time) (repo.Snapshot, error) {
 	none := repo.Snapshot{}
 	if len(all) == 0 {
 		return none, hint(fmt.Errorf("%q: there are no snapshots yet", reference), `"orlop backup" makes one`)
@@ -59,7 +59,8 @@ func find(all []repo.Snapshot, reference string, now time.Time) (repo.Snapshot, 
 	case reference == "latest" && len(of) > 0:
 		return none, hint(fmt.Errorf("%q is also a source", reference), "write %s@latest for it, or an id", of[0].Source)
 	case reference == "latest":
-		return all[len(all)-1], nil
+		s, _ := repo.Newest(all)
+		return s, nil
 	case len(of) > 0 && len(byID) > 0:
 		return none, hint(fmt.Errorf("%q is the source %s and also the snapshot %s", reference, of[0].Source, byID[0].ID.Short()),
 			"write %s, or more digits of the id", of[0].Source)
@@ -70,8 +71,11 @@ func find(all []repo.Snapshot, reference string, now time.Time) (repo.Snapshot, 
 	case len(of) == 0:
 		return none, hint(fmt.Errorf("%q: no snapshot and no source of that name", reference), "%s", known(all))
 	}
-	if of, err = oneSource(of, reference, machineID()); err != nil {
+	if of, err = oneSource(of, reference, h); err != nil {
 		return none, err
+	}
+	if s, ok := repo.Newest(of); ok && (!timed || moment == "latest") {
+		return s, nil
 	}
 	for _, s := range slices.Backward(of) {
 		if !timed || !s.Started.Go().After(until) {
@@ -112,26 +116,36 @@ func ofSource(all []repo.Snapshot, name string) []repo.Snapshot {
 	return nil
 }
 
+// here is where a reference is read: what is of this machine, and of the engine
+// that a volume is restored to, is meant rather than what is of others.
+type here struct {
+	machine string
+	engine  string // "" if no engine was asked
+}
+
+func (h here) owns(s snapshot.Source) bool {
+	if s.Kind == snapshot.Volume {
+		return h.engine != "" && s.EngineID == h.engine
+	}
+	return h.machine != "" && s.MachineID == h.machine
+}
+
 // oneSource keeps the snapshots of one source of those that share its name:
-// this machine's, if it has any. Which of several others is meant it does not
-// guess: that could give one host's data back to another's volume.
-func oneSource(of []repo.Snapshot, reference, machine string) ([]repo.Snapshot, error) {
+// those of here, if there are any. Which of several others is meant it does
+// not guess: that could give one host's data back to another's volume.
+func oneSource(of []repo.Snapshot, reference string, h here) ([]repo.Snapshot, error) {
+	first := of[0].Source
 	for _, s := range of {
-		if s.Source.String() != of[0].Source.String() {
-			return nil, hint(fmt.Errorf("%q is %s and also %s", reference, of[0].Source, s.Source), "spell it out")
+		if s.Source.String() != first.String() {
+			return nil, hint(fmt.Errorf("%q is %s and also %s", reference, first, s.Source), "spell it out")
 		}
 	}
-	ours := slices.DeleteFunc(slices.Clone(of), func(s repo.Snapshot) bool {
-		return machine == "" || s.Source.MachineID != machine
-	})
+	ours := slices.DeleteFunc(slices.Clone(of), func(s repo.Snapshot) bool { return !h.owns(s.Source) })
 	if len(ours) > 0 {
 		return ours, nil
 	}
-	first := of[0].Source
 	for _, s := range of {
-		// An engine that was set up anew on the same machine has a new ID.
-		sameEngine := s.Source.EngineID == first.EngineID || s.Source.MachineID != "" && s.Source.MachineID == first.MachineID
-		if s.Source.Host != first.Host || s.Source.MachineID != first.MachineID || !sameEngine {
+		if s.Source.Host != first.Host || s.Source.EngineID != first.EngineID || s.Source.MachineID != first.MachineID {
 			return nil, hint(fmt.Errorf("%q is on %s and also on %s", reference, whereabouts(first), whereabouts(s.Source)),
 				`name the snapshot by its id; "orlop snapshots %s" lists them`, first)
 		}

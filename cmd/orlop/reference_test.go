@@ -100,7 +100,7 @@ func TestASnapshotIsFoundByWhatItIsCalled(t *testing.T) {
 		{"volume:c0de", "abcd"},
 	}
 	for _, tt := range tests {
-		got, err := find(all, tt.reference, now)
+		got, err := find(all, tt.reference, here{}, now)
 		if err != nil {
 			t.Errorf("find(%q): %v", tt.reference, err)
 		} else if !strings.HasPrefix(got.ID.String(), tt.want) {
@@ -132,7 +132,7 @@ func TestASnapshotIsFoundByWhatItIsCalled(t *testing.T) {
 		{"", exitFailed, "no snapshot and no source", ""},
 	}
 	for _, tt := range refused {
-		got, err := find(all, tt.reference, now)
+		got, err := find(all, tt.reference, here{}, now)
 		if err == nil {
 			t.Errorf("find(%q) = %s, want an error", tt.reference, got.ID.Short())
 			continue
@@ -148,17 +148,17 @@ func TestASnapshotIsFoundByWhatItIsCalled(t *testing.T) {
 
 func TestASourceCalledLatestIsNotGuessedAt(t *testing.T) {
 	all := []repo.Snapshot{taken("aaaa", "volume:latest", "2026-11-20T10:00:00"), taken("bbbb", "volume:x", "2026-11-21T10:00:00")}
-	_, err := find(all, "latest", now)
+	_, err := find(all, "latest", here{}, now)
 	if err == nil || !strings.Contains(err.Error(), "also a source") || !strings.Contains(hintFor(err), "volume:latest@latest") {
 		t.Errorf("find(latest): %v, hint %q", err, hintFor(err))
 	}
-	if s, err := find(all, "volume:latest", now); err != nil || s.ID != all[0].ID {
+	if s, err := find(all, "volume:latest", here{}, now); err != nil || s.ID != all[0].ID {
 		t.Errorf("find(volume:latest) = %v, %v", s.ID.Short(), err)
 	}
 }
 
 func TestWithoutSnapshotsTheWayForwardIsToMakeOne(t *testing.T) {
-	_, err := find(nil, "pgdata", now)
+	_, err := find(nil, "pgdata", here{}, now)
 	if err == nil || !strings.Contains(hintFor(err), "orlop backup") {
 		t.Errorf("find in nothing: %v, hint %q", err, hintFor(err))
 	}
@@ -208,7 +208,7 @@ func FuzzFind(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, reference string) {
-		s, err := find(all, reference, now)
+		s, err := find(all, reference, here{}, now)
 		if err == nil && s.ID != all[0].ID && s.ID != all[1].ID {
 			t.Errorf("find(%q) = %v", reference, s.ID)
 		}
@@ -218,32 +218,52 @@ func FuzzFind(f *testing.F) {
 	})
 }
 
-// Hosts and engines of one name are told apart; this machine's own come first.
+// Hosts and engines of one name are told apart; what is of here comes first.
 func TestOneSource(t *testing.T) {
-	of := func(host, engine, machine string) repo.Snapshot {
-		return repo.Snapshot{Snapshot: &snapshot.Snapshot{Source: snapshot.Source{
-			Kind: snapshot.Volume, Name: "v", Host: host, EngineID: engine, MachineID: machine,
-		}}}
+	of := func(kind snapshot.SourceKind, host, id string) repo.Snapshot {
+		s := snapshot.Source{Kind: kind, Name: "/v", Host: host, EngineID: id}
+		if kind == snapshot.Directory {
+			s.EngineID, s.MachineID = "", id
+		}
+		return repo.Snapshot{Snapshot: &snapshot.Snapshot{Source: s}}
 	}
+	volume := func(host, engine string) repo.Snapshot { return of(snapshot.Volume, host, engine) }
+	path := func(host, machine string) repo.Snapshot { return of(snapshot.Directory, host, machine) }
 	tests := []struct {
 		name string
 		of   []repo.Snapshot
+		h    here
 		want int // snapshots kept; 0: refused
 	}{
-		{"one host", []repo.Snapshot{of("a", "e", "m1"), of("a", "e", "m1")}, 2},
-		{"two hosts, neither this one", []repo.Snapshot{of("a", "e", "m1"), of("b", "f", "m2")}, 0},
-		{"two hosts of one name", []repo.Snapshot{of("a", "e", "m1"), of("a", "f", "m2")}, 0},
-		{"this machine's are meant", []repo.Snapshot{of("a", "e", "m1"), of("a", "f", "here"), of("b", "g", "m2")}, 1},
-		{"an engine set up anew on the same machine", []repo.Snapshot{of("a", "e", "m1"), of("a", "f", "m1")}, 2},
-		{"two remote engines of one name", []repo.Snapshot{of("a", "e", ""), of("a", "f", "")}, 0},
-		{"one remote engine", []repo.Snapshot{of("a", "e", ""), of("a", "e", "")}, 2},
+		{"one engine", []repo.Snapshot{volume("a", "e"), volume("a", "e")}, here{}, 2},
+		{"one engine that is gone", []repo.Snapshot{volume("a", "e"), volume("a", "e")}, here{engine: "new"}, 2},
+		{"two engines of one host", []repo.Snapshot{volume("a", "e"), volume("a", "f")}, here{machine: "m"}, 0},
+		{"the engine that is restored to", []repo.Snapshot{volume("a", "e"), volume("a", "f"), volume("b", "g")}, here{engine: "f"}, 1},
+		{"two engines, neither the one that is restored to", []repo.Snapshot{volume("a", "e"), volume("a", "f")}, here{engine: "g"}, 0},
+		{"two hosts", []repo.Snapshot{path("a", "m"), path("b", "n")}, here{}, 0},
+		{"two hosts of one name", []repo.Snapshot{path("a", "m"), path("a", "n")}, here{machine: "o"}, 0},
+		{"this machine's", []repo.Snapshot{path("a", "m"), path("a", "n"), path("b", "o")}, here{machine: "m"}, 1},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got, err := oneSource(tt.of, "v", "here")
+			got, err := oneSource(tt.of, "v", tt.h)
 			if len(got) != tt.want || (err == nil) != (tt.want > 0) {
 				t.Errorf("%d kept, want %d: %v", len(got), tt.want, err)
 			}
 		})
+	}
+}
+
+// A clock that was wrong for one backup does not make that the newest for ever.
+func TestTheNewestIsTheLastOfItsChain(t *testing.T) {
+	first := taken("aaaa", "volume:v", "2026-11-18T09:00:00")
+	ahead := taken("bbbb", "volume:v", "2031-01-01T00:00:00")
+	last := taken("cccc", "volume:v", "2026-11-19T09:00:00")
+	ahead.Previous, last.Previous = first.ID, ahead.ID
+	for _, reference := range []string{"v", "v@latest", "latest"} {
+		got, err := find([]repo.Snapshot{first, last, ahead}, reference, here{}, now)
+		if err != nil || got.ID != last.ID {
+			t.Errorf("%s is %s, %v", reference, got.ID.Short(), err)
+		}
 	}
 }

@@ -65,17 +65,32 @@ func (a *app) restore(ctx context.Context, reference string, f restoreFlags) err
 		return err
 	}
 	defer r.Close()
-	s, err := a.findSnapshot(ctx, r, reference)
-	if err != nil {
-		return err
-	}
-	if f.target == "" && f.to == "" && s.Source.Kind != snapshot.Volume {
-		return hint(usagef("%s is not a volume", s.Source), "say where to restore it to with --target DIR or --to VOLUME")
-	}
 	if f.target != "" {
+		s, err := a.findSnapshot(ctx, r, reference, "")
+		if err != nil {
+			return err
+		}
 		return a.restoreDirectory(ctx, r, s, f.target)
 	}
-	return a.restoreVolume(ctx, r, s, f)
+	// The engine comes first: a volume of its own is meant rather than one of
+	// the same name on another.
+	v := &volumes{a: a, flags: f.helperFlags}
+	open := v.open(ctx, r)
+	engine := ""
+	if open == nil {
+		defer v.close()
+		engine = v.engine.Info().ID
+	}
+	s, err := a.findSnapshot(ctx, r, reference, engine)
+	switch {
+	case err == nil && f.to == "" && s.Source.Kind != snapshot.Volume:
+		return hint(usagef("%s is not a volume", s.Source), "say where to restore it to with --target DIR or --to VOLUME")
+	case open != nil:
+		return open
+	case err != nil:
+		return err
+	}
+	return a.restoreVolume(ctx, r, v, s, f)
 }
 
 // restoreDirectory fills a directory of this host.
@@ -116,13 +131,10 @@ func (a *app) restoreDirectory(ctx context.Context, r *repo.Repo, s repo.Snapsho
 
 // restoreVolume fills a volume: a new one, or the original if it is missing or
 // empty.
-func (a *app) restoreVolume(ctx context.Context, r *repo.Repo, s repo.Snapshot, f restoreFlags) (err error) {
-	v := &volumes{a: a, flags: f.helperFlags}
-	if err := v.open(ctx, r); err != nil {
-		return err
+func (a *app) restoreVolume(ctx context.Context, r *repo.Repo, v *volumes, s repo.Snapshot, f restoreFlags) (err error) {
+	if of := s.Source.EngineID; of != "" && of != v.engine.Info().ID {
+		a.say("this snapshot is of another engine, on %s", whereabouts(s.Source))
 	}
-	defer v.close()
-
 	want := docker.Volume{Name: s.Source.Name, Driver: s.Source.Driver, Options: s.Source.Options, Labels: s.Source.Labels}
 	if f.to != "" {
 		want.Name = f.to
