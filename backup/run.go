@@ -19,7 +19,7 @@ import (
 
 const (
 	oldCuts   = 1 << 16 // old cuts sent with the answers to one batch
-	maxLinks  = 1 << 20 // files with names still to come, some 300 bytes each
+	maxLinks  = 1 << 20 // files with names still to come, about 1 KB each
 	knownRefs = 1 << 20 // refs of one file kept in the stat cache; a larger file is read each time
 )
 

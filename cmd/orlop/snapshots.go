@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/jedib0t/go-pretty/v6/text"
@@ -10,6 +11,7 @@ import (
 
 	"orlop/id"
 	"orlop/repo"
+	"orlop/snapshot"
 )
 
 func (a *app) snapshotsCommand() *cobra.Command {
@@ -34,6 +36,8 @@ type snapshotJSON struct {
 	Time     string        `json:"time"`
 	Source   string        `json:"source"`
 	Host     string        `json:"host,omitempty"`
+	EngineID string        `json:"engine_id,omitempty"`
+	Machine  string        `json:"machine_id,omitempty"`
 	Project  string        `json:"project,omitempty"`
 	Previous id.Snapshot   `json:"previous"`
 	Files    uint64        `json:"files"`
@@ -51,7 +55,7 @@ const jsonTime = "2006-01-02T15:04:05.999999999Z07:00"
 func asJSON(s repo.Snapshot) snapshotJSON {
 	return snapshotJSON{
 		ID: s.ID, ShortID: s.ID.Short(), Time: s.Started.Go().Format(jsonTime),
-		Source: s.Source.String(), Host: s.Source.Host, Project: s.Source.Project, Previous: s.Previous,
+		Source: s.Source.String(), Host: s.Source.Host, EngineID: s.Source.EngineID, Machine: s.Source.MachineID, Project: s.Source.Project, Previous: s.Previous,
 		Files: s.Totals.Files + s.Totals.Others, Dirs: s.Totals.Dirs, Bytes: s.Totals.Bytes,
 		Partial: s.Partial, Skipped: problemsJSON(s.Skipped), Torn: problemsJSON(s.Torn), Tags: append([]string{}, s.Tags...), Version: s.Version,
 	}
@@ -100,11 +104,23 @@ func (a *app) printSnapshots(all []repo.Snapshot) error {
 		return nil
 	}
 	t := plainTable("ID", "TIME", "SOURCE", "FILES", "SIZE", "")
+	// Where a source is matters only if sources of several places are shown.
+	places := map[snapshot.SourceKind]string{}
+	several := map[snapshot.SourceKind]bool{}
 	for _, s := range all {
-		note := ""
+		kind, at := s.Source.Kind, whereabouts(s.Source)
+		several[kind] = several[kind] || places[kind] != "" && places[kind] != at
+		places[kind] = at
+	}
+	for _, s := range all {
+		var notes []string
 		if s.Partial {
-			note = fmt.Sprintf("partial: %d not as on disk", s.SkippedCount+s.TornCount)
+			notes = append(notes, fmt.Sprintf("partial: %d not as on disk", s.SkippedCount+s.TornCount))
 		}
+		if several[s.Source.Kind] {
+			notes = append(notes, "on "+cleanName(whereabouts(s.Source)))
+		}
+		note := strings.Join(notes, ", ")
 		t.AppendRow(table.Row{
 			s.ID.Short(), s.Started.Go().Format(timeFormat), cleanName(s.Source.String()),
 			number(s.Totals.Files + s.Totals.Others), size(s.Totals.Bytes), note,
