@@ -2,7 +2,6 @@ package docker
 
 import (
 	"archive/tar"
-	"bytes"
 	"context"
 	"debug/elf"
 	"encoding/json"
@@ -17,6 +16,8 @@ import (
 
 	"github.com/docker/docker/api/types/filters"
 	"github.com/docker/docker/api/types/image"
+
+	"golang.org/x/sync/errgroup"
 
 	"orlop/id"
 )
@@ -101,12 +102,16 @@ func (e *Engine) helperImage(ctx context.Context, path string) (string, error) {
 	if img, ok := e.image.byBinary[path]; ok {
 		return img, nil
 	}
-	data, err := os.ReadFile(path)
+	f, err := os.Open(path)
 	if err != nil {
 		return "", err
 	}
+	defer f.Close()
 	h := id.NewHash()
-	_, _ = h.Write(data)
+	size, err := io.Copy(h, f)
+	if err != nil {
+		return "", fmt.Errorf("read %s: %w", path, err)
+	}
 	sum := h.Sum()
 	version := fmt.Sprintf("%x", sum[:])
 
@@ -121,12 +126,12 @@ func (e *Engine) helperImage(ctx context.Context, path string) (string, error) {
 		}
 	}
 	img, err := ask(ctx, e, "import the helper image", func(ctx context.Context) (string, error) {
-		return e.importImage(ctx, data, version)
+		return e.importImage(ctx, io.NewSectionReader(f, 0, size), version)
 	})
 	if err != nil {
 		return "", err
 	}
-	e.log.Debug("helper image imported", "image", img, "bytes", len(data))
+	e.log.Debug("helper image imported", "image", img, "bytes", size)
 	e.image.byBinary[path] = img
 	e.dropImages(ctx, ours)
 	return img, nil
@@ -146,26 +151,20 @@ func (e *Engine) agentImages(ctx context.Context) ([]image.Summary, error) {
 }
 
 // importImage makes an image of one file, /orlop, and returns its ID.
-func (e *Engine) importImage(ctx context.Context, binary []byte, version string) (string, error) {
-	var layer bytes.Buffer
-	w := tar.NewWriter(&layer)
-	// The mount points are there so that nothing needs to be made in a root
-	// that is read-only.
-	for _, dir := range []string{"v/", "sock/"} {
-		if err := w.WriteHeader(&tar.Header{Name: dir, Typeflag: tar.TypeDir, Mode: 0o755}); err != nil {
-			return "", err
-		}
-	}
-	if err := w.WriteHeader(&tar.Header{Name: "orlop", Typeflag: tar.TypeReg, Mode: 0o555, Size: int64(len(binary))}); err != nil {
-		return "", err
-	}
-	if _, err := w.Write(binary); err != nil {
-		return "", err
-	}
-	if err := w.Close(); err != nil {
-		return "", err
-	}
-	body, err := e.cli.ImageImport(ctx, image.ImportSource{Source: &layer, SourceName: "-"}, imageName+":"+version[:12], image.ImportOptions{
+func (e *Engine) importImage(ctx context.Context, binary *io.SectionReader, version string) (string, error) {
+	// As a stream: the binary would be the largest thing in memory.
+	layer, in := io.Pipe()
+	var made errgroup.Group
+	made.Go(func() error {
+		err := writeLayer(in, binary)
+		_ = in.CloseWithError(err)
+		return err
+	})
+	defer func() {
+		_ = layer.Close()
+		_ = made.Wait()
+	}()
+	body, err := e.cli.ImageImport(ctx, image.ImportSource{Source: layer, SourceName: "-"}, imageName+":"+version[:12], image.ImportOptions{
 		Changes:  []string{"LABEL " + labelAgent + "=" + version, `ENTRYPOINT ["/orlop"]`},
 		Platform: "linux/" + e.info.Arch,
 	})
@@ -207,4 +206,23 @@ func (e *Engine) dropImages(ctx context.Context, old []image.Summary) {
 			e.log.Debug("an old helper image stays", "err", err)
 		}
 	}
+}
+
+// writeLayer writes the one layer of the image.
+func writeLayer(out io.Writer, binary *io.SectionReader) error {
+	w := tar.NewWriter(out)
+	// The mount points are there so that nothing needs to be made in a root
+	// that is read-only.
+	for _, dir := range []string{"v/", "sock/"} {
+		if err := w.WriteHeader(&tar.Header{Name: dir, Typeflag: tar.TypeDir, Mode: 0o755}); err != nil {
+			return err
+		}
+	}
+	if err := w.WriteHeader(&tar.Header{Name: "orlop", Typeflag: tar.TypeReg, Mode: 0o555, Size: binary.Size()}); err != nil {
+		return err
+	}
+	if _, err := io.Copy(w, binary); err != nil {
+		return err
+	}
+	return w.Close()
 }

@@ -394,7 +394,7 @@ func TestThirtyTwoBitCallsFailInsteadOfKilling(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	img, err := e.importImage(t.Context(), binary, "386probe386probe")
+	img, err := e.importImage(t.Context(), io.NewSectionReader(bytes.NewReader(binary), 0, int64(len(binary))), "386probe386probe")
 	if err != nil {
 		t.Fatal(err)
 	}
