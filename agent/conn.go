@@ -36,7 +36,7 @@ type credits struct {
 
 // The largest credits, and those that are used outside tests. More of them make
 // nothing faster: a round trip is a millisecond. They cost memory on both sides.
-var fullCredits = credits{Batches: 16, Names: 1024, Bytes: 8 << 20, Old: 128 << 10, Writes: 8 << 20}
+var fullCredits = credits{Batches: 16, Names: 1024, Bytes: 6 << 20, Old: 128 << 10, Writes: 8 << 20}
 
 func (c credits) least(o credits) credits {
 	return credits{
@@ -95,7 +95,7 @@ func usual() settings {
 	n := runtime.GOMAXPROCS(0)
 	return settings{
 		silence: time.Minute, credits: fullCredits,
-		readers: min(2*n, 8), packers: min(n, 4), queue: 64,
+		readers: min(n+1, 8), packers: min(n, 4), queue: 64,
 		page: pageBytes, keep: keepBytes, marks: keepMarks,
 		boxes: min(n, 8),
 	}

@@ -131,11 +131,11 @@ func (b *Builder) add(n int, c box.Codec, raw int, blobs []Blob) {
 	b.boxes = append(b.boxes, x)
 }
 
-// Reuse lets the builder fill buf, whose content is lost. It must come before
-// the first box. The Data of a Pack that was put is a good one: a pack's worth
-// of memory is better used again than collected.
+// Reuse lets the builder go on in buf, whose content is lost, if that is
+// larger than what it has. The Data of a Pack that was put is a good one: a
+// pack's worth of memory is better used again than collected.
 func (b *Builder) Reuse(buf []byte) {
-	if len(b.boxes) == 0 && cap(buf) > cap(b.data) {
+	if cap(buf) > cap(b.data) {
 		b.data = append(buf[:0], b.data...)
 	}
 }
@@ -147,6 +147,8 @@ func (b *Builder) grow(n int) {
 	case need <= cap(b.data):
 	case need <= bigSize/4:
 		b.data = append(make([]byte, 0, max(need, 2*cap(b.data))+minSize), b.data...)
+	case need <= bigSize:
+		b.data = append(make([]byte, 0, bigSize), b.data...)
 	case need <= Target:
 		b.data = append(make([]byte, 0, Target+box.GroupRaw+step), b.data...)
 	default:

@@ -30,6 +30,7 @@ const (
 	segmentPacks = 64              // packs a segment lists at most
 	segmentAge   = 5 * time.Minute // and how old the first of them may get
 	beatEvery    = 5 * time.Minute // how often a session shows that it lives
+	overlap      = 3 << 20         // of a pack may be filled before the one before it is put
 	mixedPack    = 1 << 20         // below this, data and metadata share a pack
 	putsAtOnce   = 1               // packs on their way to the store, while the next is filled
 	tierWidth    = 32              // own segments of a tier before they are merged
@@ -59,9 +60,11 @@ type Writer struct {
 	data     *pack.Builder
 	meta     []sealedBox
 	metaSize int
-	packs    int         // sent so far
-	target   int         // bytes of a full pack
-	metaBox  box.Builder // small blobs of metadata waiting for company
+	packs    int           // sent so far
+	target   int           // bytes of a full pack
+	sent     chan struct{} // closed when the pack sent last was put, or failed
+	roomy    bool          // data has room for a whole pack
+	metaBox  box.Builder   // small blobs of metadata waiting for company
 	encoder  *box.Encoder
 	names    []pack.Blob // of metaBox
 
@@ -142,6 +145,8 @@ func (r *Repo) NewWriter(ctx context.Context) (_ *Writer, err error) {
 	}
 	w.target = packTarget(r.packBytes())
 	w.data = w.newPack()
+	w.sent = make(chan struct{})
+	close(w.sent) // nothing is under way
 	// The group's context ends with its first error: then no more is put.
 	w.puts, w.putctx = errgroup.WithContext(ctx)
 	w.puts.SetLimit(putsAtOnce)
@@ -293,6 +298,16 @@ func (w *Writer) closeMetaBox() {
 func (w *Writer) AddBox(codec box.Codec, raw int, payload []byte, blobs []pack.Blob) error {
 	w.filling.Lock()
 	defer w.filling.Unlock()
+	if !w.roomy && w.data.Len()+len(payload) > overlap {
+		// A put takes about as long as this much of the next pack, so there is
+		// hardly a wait, and one pack's worth of memory serves all.
+		<-w.sent
+		w.mu.Lock()
+		w.data.Reuse(w.spare)
+		w.spare = nil
+		w.mu.Unlock()
+		w.roomy = true
+	}
 	// Sealing is many times faster than what brings the boxes, so it may hold
 	// the lock, and needs no memory of its own.
 	w.data.Add(payload, codec, raw, blobs)
@@ -301,7 +316,7 @@ func (w *Writer) AddBox(codec box.Codec, raw int, payload []byte, blobs []pack.B
 		return context.Cause(w.putctx)
 	}
 	full := w.data
-	w.data = w.newPack()
+	w.data, w.roomy = w.newPack(), false
 	return w.send(full)
 }
 
@@ -316,12 +331,7 @@ func (w *Writer) count(blobs []pack.Blob) {
 
 // newPack begins a pack.
 func (w *Writer) newPack() *pack.Builder {
-	b := pack.NewBuilder(w.r.config.Repository, w.session, w.index)
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	b.Reuse(w.spare)
-	w.spare = nil
-	return b
+	return pack.NewBuilder(w.r.config.Repository, w.session, w.index)
 }
 
 // sendMeta sends the metadata gathered so far as a pack of its own. w.filling is held.
@@ -342,7 +352,12 @@ func (w *Writer) moveMeta(b *pack.Builder) {
 // would fill the next pack waits when too many are on their way.
 func (w *Writer) send(b *pack.Builder) error {
 	w.packs++
-	w.puts.Go(func() error { return w.putPack(w.putctx, b) })
+	sent := make(chan struct{})
+	w.puts.Go(func() error {
+		defer close(sent)
+		return w.putPack(w.putctx, b)
+	})
+	w.sent = sent
 	return context.Cause(w.putctx)
 }
 
@@ -514,7 +529,7 @@ func (w *Writer) flush(ctx context.Context) error {
 	}
 	if w.data.Count() > 0 {
 		full := w.data
-		w.data = w.newPack()
+		w.data, w.roomy = w.newPack(), false
 		_ = w.send(full)
 	}
 	if len(w.meta) > 0 {
