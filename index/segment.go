@@ -144,24 +144,8 @@ func (s *Segment) valid(w seal.Writer) error {
 }
 
 func validBox(x pack.Box) error {
-	if x.Length < seal.Overhead {
-		return fmt.Errorf("%w: box of %d bytes", ErrFormat, x.Length)
-	}
-	if x.Codec > box.Zstd {
-		return fmt.Errorf("%w: unknown codec %d", ErrFormat, x.Codec)
-	}
-	if x.Raw > box.MaxRaw || len(x.Blobs) == 0 {
-		return fmt.Errorf("%w: box of raw length %d with %d blobs", ErrFormat, x.Raw, len(x.Blobs))
-	}
-	var sum uint64
-	for _, b := range x.Blobs {
-		if !b.Kind.Valid() {
-			return fmt.Errorf("%w: unknown %v of blob", ErrFormat, b.Kind)
-		}
-		sum += uint64(b.Length)
-	}
-	if sum > uint64(x.Raw) {
-		return fmt.Errorf("%w: blobs of %d bytes in a box of raw length %d", ErrFormat, sum, x.Raw)
+	if err := x.Valid(); err != nil {
+		return fmt.Errorf("%w: %w", ErrFormat, err)
 	}
 	return nil
 }

@@ -125,7 +125,7 @@ func (b *Builder) add(n int, c box.Codec, raw int, blobs []Blob) {
 		Blobs:  blobs,
 	}
 	// What would not be read must not be written.
-	if err := x.valid(); err != nil || raw > box.MaxRaw || len(b.data) > MaxSize/2 {
+	if err := x.Valid(); err != nil || raw > box.MaxRaw || len(b.data) > MaxSize/2 {
 		panic(fmt.Sprintf("pack: impossible box of raw %d in a pack of %d bytes: %v", raw, len(b.data), err))
 	}
 	b.boxes = append(b.boxes, x)
@@ -343,7 +343,7 @@ func parseDirectory(p []byte, end uint32) ([]Box, error) {
 		if r.bad {
 			break
 		}
-		if err := x.valid(); err != nil {
+		if err := x.Valid(); err != nil {
 			return nil, err
 		}
 		if x.Length > end-off {
@@ -361,7 +361,9 @@ func parseDirectory(p []byte, end uint32) ([]Box, error) {
 	return boxes, nil
 }
 
-func (x *Box) valid() error {
+// Valid says why no reader would accept x, or returns nil. Errors satisfy
+// errors.Is(err, [ErrFormat]).
+func (x *Box) Valid() error {
 	if x.Length < seal.Overhead {
 		return fmt.Errorf("%w: box of %d bytes", ErrFormat, x.Length)
 	}
