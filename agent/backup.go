@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/bits"
 	"sync"
 	"sync/atomic"
 
@@ -37,6 +36,8 @@ type backup struct {
 	tasks  chan task
 	wants  chan want
 	groups chan *bundle
+
+	builders chan *box.Builder // that were used, and have room
 
 	names      *semaphore.Weighted // names offered and not answered
 	bytes      *semaphore.Weighted // see credits.Bytes
@@ -78,19 +79,22 @@ type task struct {
 // A blob is a copy of a chunk that was offered.
 type blob struct {
 	offer Offer
-	data  []byte
+	buf   []byte // box.Head bytes of room, then the chunk
 }
+
+func (x *blob) data() []byte { return x.buf[box.Head:] }
 
 type want struct {
 	*blob
 	wanted bool
 }
 
-// A bundle is what becomes one box.
+// A bundle is what becomes one box: a group of small blobs, or a large one.
 type bundle struct {
-	builder *box.Builder
-	blobs   []BoxBlob
-	charge  int64
+	group  *box.Builder
+	large  *blob
+	blobs  []BoxBlob
+	charge int64
 }
 
 type packed struct {
@@ -195,10 +199,12 @@ func serveBackup(ctx context.Context, c *conn, request []byte) error {
 		tasks:  make(chan task, set.queue),
 		wants:  make(chan want, credit.Names),
 		groups: make(chan *bundle),
-		names:  semaphore.NewWeighted(int64(credit.Names)),
-		bytes:  semaphore.NewWeighted(int64(credit.Bytes)),
-		poke:   make(chan struct{}, 1),
-		asked:  make(chan *blob, credit.Names),
+		// One is filled, one handed over, the others are with the packers.
+		builders: make(chan *box.Builder, set.packers+2),
+		names:    semaphore.NewWeighted(int64(credit.Names)),
+		bytes:    semaphore.NewWeighted(int64(credit.Bytes)),
+		poke:     make(chan struct{}, 1),
+		asked:    make(chan *blob, credit.Names),
 	}
 	namer := id.NewNamer(q.NameKey)
 	readers := make([]*reader, set.readers)
@@ -436,13 +442,13 @@ func (b *backup) offer(ctx context.Context, o Offer, data []byte) error {
 		}
 	}
 	b.unanswered.Add(1)
-	x := &blob{offer: o, data: append(buffer(len(data)), data...)}
+	x := &blob{offer: o, buf: append(buffer(box.Head + len(data))[:box.Head], data...)}
 	return b.put(ctx, message{offer: x})
 }
 
 // group drops what is not wanted and puts the rest into groups.
 func (b *backup) group(ctx context.Context) error {
-	small := newBundle()
+	small := b.newGroup()
 	send := func(g *bundle) error {
 		select {
 		case b.groups <- g:
@@ -452,11 +458,11 @@ func (b *backup) group(ctx context.Context) error {
 		}
 	}
 	flush := func() error {
-		if small.builder.Count() == 0 {
+		if small.group.Count() == 0 {
 			return nil
 		}
 		err := send(small)
-		small = newBundle()
+		small = b.newGroup()
 		return err
 	}
 	for open := true; open; {
@@ -475,21 +481,23 @@ func (b *backup) group(ctx context.Context) error {
 			switch {
 			case !x.wanted:
 				b.bytes.Release(charge)
+				recycle(x.buf)
 			case ref.Length >= box.SmallBlob:
-				g := newBundle()
-				g.add(x.blob, charge)
+				g := &bundle{large: x.blob}
+				g.name(x.blob, charge)
 				if err := send(g); err != nil {
 					return err
 				}
 			default:
-				small.add(x.blob, charge)
+				small.group.Add(id.Data, x.data())
+				small.name(x.blob, charge)
+				recycle(x.buf)
 			}
-			recycle(x.data)
 		}
 		// A group that is not full waits for more, for that is what makes it
 		// small; but not while a reader waits for the credit it holds and
 		// there is no answer to come that could fill it.
-		full := small.builder.Raw() >= box.GroupRaw
+		full := small.group.Raw() >= box.GroupRaw
 		stuck := b.waiting.Load() > 0 && b.unanswered.Load() == 0
 		if full || stuck {
 			if err := flush(); err != nil {
@@ -500,14 +508,19 @@ func (b *backup) group(ctx context.Context) error {
 	return flush()
 }
 
-// builders that were used, and have room.
-var builders = sync.Pool{New: func() any { return new(box.Builder) }}
+// newGroup begins a group of small blobs.
+func (b *backup) newGroup() *bundle {
+	select {
+	case used := <-b.builders:
+		return &bundle{group: used}
+	default:
+		return &bundle{group: new(box.Builder)}
+	}
+}
 
-func newBundle() *bundle { return &bundle{builder: builders.Get().(*box.Builder)} }
-
-func (g *bundle) add(x *blob, charge int64) {
-	g.builder.Add(id.Data, x.data)
-	g.blobs = append(g.blobs, BoxBlob{Name: x.offer.Ref.Name, Kind: id.Data, Length: uint32(len(x.data))})
+// name says that x is in the bundle.
+func (g *bundle) name(x *blob, charge int64) {
+	g.blobs = append(g.blobs, BoxBlob{Name: x.offer.Ref.Name, Kind: id.Data, Length: uint32(len(x.data()))})
 	g.charge += charge
 }
 
@@ -525,9 +538,15 @@ func (b *backup) pack(ctx context.Context) error {
 			return nil // closed
 		}
 		p := &packed{box: Box{Blobs: g.blobs}, charge: g.charge}
-		p.box.Codec, p.box.Raw, p.box.Payload = g.builder.Finish(e, buffer(g.builder.Raw()))
-		g.builder.Reset()
-		builders.Put(g.builder)
+		if g.large != nil {
+			dst := buffer(len(g.large.buf) + box.Slack)
+			p.box.Codec, p.box.Raw, p.box.Payload = e.Wrap(id.Data, g.large.buf, dst)
+			recycle(g.large.buf)
+		} else {
+			p.box.Codec, p.box.Raw, p.box.Payload = g.group.Finish(e, buffer(g.group.Raw()+box.Slack))
+			g.group.Reset()
+			b.builders <- g.group // never full: it holds all there can be
+		}
 		if err := b.put(ctx, message{box: p}); err != nil {
 			return err
 		}
@@ -629,23 +648,4 @@ func (b *backup) write(ctx context.Context) error {
 	b.end.Sum = b.conn.writeSum.Sum()
 	b.ended.Store(true)
 	return b.conn.send(frameEnd, b.end.append(nil))
-}
-
-// buffers are kept by the power of two they have room for.
-var buffers [bits.UintSize]sync.Pool
-
-// buffer returns an empty slice with room for n bytes.
-func buffer(n int) []byte {
-	class := bits.Len(uint(max(n, minCharge) - 1))
-	if p, ok := buffers[class].Get().(*[]byte); ok {
-		return (*p)[:0]
-	}
-	return make([]byte, 0, 1<<class)
-}
-
-// recycle takes back a slice that came from buffer and may have grown.
-func recycle(p []byte) {
-	if n := cap(p); n >= minCharge && n&(n-1) == 0 {
-		buffers[bits.Len(uint(n-1))].Put(&p)
-	}
 }

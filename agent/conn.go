@@ -250,7 +250,7 @@ func (c *conn) read() (frameType, []byte, error) {
 		}
 		var body []byte
 		if t == frameBox {
-			body = make([]byte, n)
+			body = buffer(int(n))[:n]
 		} else {
 			if cap(c.body) < int(n) {
 				c.body = make([]byte, n)

@@ -345,8 +345,10 @@ func parseWants(p []byte) ([]bool, error) {
 type Box struct {
 	Codec   box.Codec
 	Raw     int    // length of the plaintext
-	Payload []byte // the plaintext, shrunk by the codec
+	Payload []byte // the plaintext, shrunk by the codec; valid until Receiver.Box returns
 	Blobs   []BoxBlob
+
+	frame []byte // that Payload is part of
 }
 
 // A BoxBlob names a blob in a box. The client has made sure that the name is
@@ -393,7 +395,7 @@ func parseBox(p []byte) (Box, error) {
 	if total > uint64(b.Raw) {
 		d.fail("%d bytes of blobs in a box of %d", total, b.Raw)
 	}
-	b.Payload = d.rest()
+	b.Payload, b.frame = d.rest(), p
 	return b, d.end()
 }
 

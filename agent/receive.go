@@ -377,6 +377,7 @@ func (b *receiving) unpack(ctx context.Context) error {
 		if err := b.receiver.Box(ctx, x); err != nil {
 			return err
 		}
+		recycle(x.frame)
 		b.mu.Lock()
 		for _, blob := range x.Blobs {
 			delete(b.coming, blob.Name)

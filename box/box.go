@@ -97,6 +97,30 @@ func (b *Builder) Finish(e *Encoder, dst []byte) (codec Codec, raw int, payload 
 	return codec, len(plain), payload
 }
 
+// Head is the room that [Encoder.Wrap] needs before a blob.
+const Head = 16
+
+// Slack is what a payload's room needs beyond the plaintext's length, so that
+// neither Finish nor Wrap has to find a larger one.
+const Slack = 512
+
+// Wrap does what a Builder of one blob does, without a copy of it: buf is Head
+// bytes, which are lost, and then the blob. The payload is appended to dst. It
+// panics if the plaintext would be longer than [MaxRaw].
+func (e *Encoder) Wrap(kind id.Kind, buf, dst []byte) (codec Codec, raw int, payload []byte) {
+	if !kind.Valid() {
+		panic("box: blob of no kind")
+	}
+	table := binary.AppendUvarint([]byte{1, byte(kind)}, uint64(len(buf)-Head))
+	plain := buf[Head-len(table):]
+	if len(plain) > MaxRaw {
+		panic("box: more than a box can hold")
+	}
+	copy(plain, table)
+	codec, payload = e.encode(dst, plain)
+	return codec, len(plain), payload
+}
+
 // plain returns the plaintext; it is valid until the next Add or Reset.
 func (b *Builder) plain() []byte {
 	if b.count == 0 {

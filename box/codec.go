@@ -74,7 +74,7 @@ func newZstd(allBytes bool) *zstd.Encoder {
 // to be stored and looks uneven.
 func (e *Encoder) encode(dst, plain []byte) (Codec, []byte) {
 	n := len(dst)
-	dst = e.matches.EncodeAll(plain, slices.Grow(dst, len(plain)+512))
+	dst = e.matches.EncodeAll(plain, slices.Grow(dst, len(plain)+Slack))
 	if len(dst)-n >= len(plain) && uneven(plain) {
 		dst = e.bytes.EncodeAll(plain, dst[:n])
 	}
