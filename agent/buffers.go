@@ -6,7 +6,7 @@ import (
 )
 
 // keptBuffers bounds the bytes of buffers that wait to be used again.
-const keptBuffers = 12 << 20
+const keptBuffers = 16 << 20
 
 // A stock keeps buffers between uses. The collector does not empty it as it
 // does a sync.Pool: with as few bytes in the heap as there are here it runs
@@ -35,12 +35,11 @@ func buffer(n int) []byte {
 	c, size := class(n)
 	buffers.mu.Lock()
 	defer buffers.mu.Unlock()
-	if have := buffers.free[c]; len(have) > 0 {
-		p := have[len(have)-1]
-		have[len(have)-1] = nil
-		buffers.free[c] = have[:len(have)-1]
-		buffers.kept -= cap(p)
-		return p
+	// One that is up to twice as long will do.
+	for k := c; k <= c+4; k++ {
+		if p := buffers.take(k); p != nil {
+			return p
+		}
 	}
 	return make([]byte, 0, size)
 }
@@ -56,8 +55,33 @@ func recycle(p []byte) {
 	}
 	buffers.mu.Lock()
 	defer buffers.mu.Unlock()
-	if buffers.kept+size <= keptBuffers {
-		buffers.free[c] = append(buffers.free[c], p[:0])
-		buffers.kept += size
+	buffers.free[c] = append(buffers.free[c], p[:0])
+	for buffers.kept += size; buffers.kept > keptBuffers; {
+		buffers.take(buffers.most())
 	}
+}
+
+// take removes a buffer of class c, if there is one.
+func (s *stock) take(c int) []byte {
+	have := s.free[c]
+	if len(have) == 0 {
+		return nil
+	}
+	p := have[len(have)-1]
+	have[len(have)-1] = nil
+	s.free[c] = have[:len(have)-1]
+	s.kept -= cap(p)
+	return p
+}
+
+// most returns the class that keeps the most bytes: what is asked for changes
+// with the files, and a stock full of what nobody asks for is none.
+func (s *stock) most() int {
+	c, bytes := 0, 0
+	for k, have := range s.free {
+		if len(have) > 0 && len(have)*cap(have[0]) > bytes {
+			c, bytes = k, len(have)*cap(have[0])
+		}
+	}
+	return c
 }

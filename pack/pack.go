@@ -132,12 +132,15 @@ func (b *Builder) add(n int, c box.Codec, raw int, blobs []Blob) {
 }
 
 // Reuse lets the builder go on in buf, whose content is lost, if that is
-// larger than what it has. The Data of a Pack that was put is a good one: a
-// pack's worth of memory is better used again than collected.
-func (b *Builder) Reuse(buf []byte) {
-	if cap(buf) > cap(b.data) {
-		b.data = append(buf[:0], b.data...)
+// larger than what it has, and returns the one of both that it has no use for.
+// The Data of a Pack that was put is a good one: a pack's worth of memory is
+// better used again than collected.
+func (b *Builder) Reuse(buf []byte) (idle []byte) {
+	if cap(buf) <= cap(b.data) {
+		return buf
 	}
+	idle, b.data = b.data, append(buf[:0], b.data...)
+	return idle
 }
 
 // grow makes room for n more bytes. Doubling to 16 MiB and copying at each

@@ -72,6 +72,7 @@ type Writer struct {
 	claimed map[id.Blob]struct{} // promised in this session and not yet indexed
 	stats   WriterStats
 	spare   []byte // of a pack that was put
+	first   []byte // what a pack began in before it got the spare
 
 	segmu    sync.Mutex
 	unlisted []index.PackInfo // put, and in no segment yet
@@ -303,7 +304,7 @@ func (w *Writer) AddBox(codec box.Codec, raw int, payload []byte, blobs []pack.B
 		// hardly a wait, and one pack's worth of memory serves all.
 		<-w.sent
 		w.mu.Lock()
-		w.data.Reuse(w.spare)
+		w.first = w.data.Reuse(w.spare)
 		w.spare = nil
 		w.mu.Unlock()
 		w.roomy = true
@@ -317,6 +318,8 @@ func (w *Writer) AddBox(codec box.Codec, raw int, payload []byte, blobs []pack.B
 	}
 	full := w.data
 	w.data, w.roomy = w.newPack(), false
+	w.data.Reuse(w.first)
+	w.first = nil
 	return w.send(full)
 }
 
@@ -402,7 +405,8 @@ func (w *Writer) listPacks(ctx context.Context) error {
 
 // putSegment puts a segment and lets the local index answer from it.
 func (w *Writer) putSegment(ctx context.Context, tier int, s *index.Segment) error {
-	data := index.SealSegment(w.r.config.Repository, s, w.index, w.r.sealer.Writer())
+	s.Writer = w.r.sealer.Writer()
+	data := index.SealSegment(w.r.config.Repository, s, w.index)
 	sum := id.Sum[id.Segment](data)
 	if err := w.r.put(ctx, segmentName(tier, sum), data); err != nil {
 		return err
@@ -436,38 +440,29 @@ func (w *Writer) putSegment(ctx context.Context, tier int, s *index.Segment) err
 // mergeSegments puts one segment of tier 1 that says what many of tier 0 say,
 // so that a new host reads few. Deleting those is for a prune.
 //
-// Which segments were merged before is only known by reading the merged ones,
-// so first the numbers are asked: without other writers and prunes there are
-// tierWidth+1 of tier 0 for each of tier 1.
+// The local index knows whose a segment is and whether it was merged before,
+// so all that is read is what is merged: each segment once, however many there
+// are.
 func (w *Writer) mergeSegments(ctx context.Context) error {
-	var tiers [2][]id.Segment
+	writers, replaced := w.r.index.Writers(), w.r.replaced(&w.r.view)
+	var own []id.Segment
 	for s, tier := range w.r.segments {
-		if tier < len(tiers) {
-			tiers[tier] = append(tiers[tier], s)
+		by, known := writers[s]
+		if tier == 0 && known && by == w.r.sealer.Writer() && !replaced[s] {
+			own = append(own, s)
 		}
 	}
-	if len(tiers[0]) <= tierWidth+(tierWidth+1)*len(tiers[1]) {
+	if len(own) <= tierWidth {
 		return nil
 	}
-	merged := map[id.Segment]bool{}
-	for _, name := range tiers[1] {
-		s, err := w.ownSegment(ctx, 1, name)
-		if err != nil {
-			return err
-		}
-		if s != nil {
-			for _, old := range s.Replaces {
-				merged[old] = true
-			}
-		}
-	}
+	slices.SortFunc(own, id.Segment.Compare)
 	sum := &index.Segment{}
 	packs, bytes := map[id.Pack]bool{}, 0
-	for _, name := range tiers[0] {
-		if merged[name] || bytes > addBatch {
-			continue
+	for _, name := range own {
+		if bytes > addBatch {
+			break
 		}
-		s, err := w.ownSegment(ctx, 0, name)
+		s, err := w.segment(ctx, name)
 		if err != nil {
 			return err
 		}
@@ -494,29 +489,29 @@ func (w *Writer) mergeSegments(ctx context.Context) error {
 		return nil
 	}
 	slices.SortFunc(sum.Packs, func(a, b index.PackInfo) int { return a.ID.Compare(b.ID) })
-	slices.SortFunc(sum.Replaces, id.Segment.Compare)
 	return w.putSegment(ctx, 1, sum)
 }
 
-// ownSegment reads a segment of this writer, or returns nil if it is another's
-// or cannot be read: then it stays as it is.
-func (w *Writer) ownSegment(ctx context.Context, tier int, name id.Segment) (*index.Segment, error) {
-	data, err := w.r.store.Get(ctx, segmentName(tier, name), 0, -1)
+// segment reads a segment of tier 0, or returns nil if it cannot be read: then
+// it stays as it is.
+func (w *Writer) segment(ctx context.Context, name id.Segment) (*index.Segment, error) {
+	object := segmentName(0, name)
+	data, err := w.r.store.Get(ctx, object, 0, -1)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	if of, err := index.SegmentWriter(data); err != nil || of != w.r.sealer.Writer() || id.Sum[id.Segment](data) != name {
-		return nil, nil
+	wrong := errors.New("its bytes do not have its name")
+	if id.Sum[id.Segment](data) == name {
+		var s *index.Segment
+		if s, wrong = index.OpenSegment(w.r.config.Repository, data, w.r.indexKey); wrong == nil {
+			return s, nil
+		}
 	}
-	s, err := index.OpenSegment(w.r.config.Repository, data, w.r.indexKey)
-	if err != nil {
-		w.r.log.Warn("an index segment is damaged", "segment", segmentName(tier, name), "error", err)
-		return nil, nil
-	}
-	return s, nil
+	w.r.log.Warn("an index segment is damaged", "segment", object, "error", wrong)
+	return nil, nil
 }
 
 // flush puts everything that is still in memory, and the segment that lists it.
