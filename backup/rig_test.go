@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -64,6 +65,7 @@ type rig struct {
 	key   *seal.Key
 	cache string // what the host remembers
 	src   string
+	log   *slog.Logger // may be nil
 }
 
 func newRig(t testing.TB, c chunk.Config) *rig {
@@ -112,7 +114,7 @@ func text(k *seal.Key) seal.Secret {
 
 // open opens the repository by way of st, as the host.
 func (g *rig) open(ctx context.Context, st store.Store) (*repo.Repo, error) {
-	return repo.Open(ctx, st, text(g.key), repo.Options{Text: g.key.Text(), Cache: g.cache})
+	return repo.Open(ctx, st, text(g.key), repo.Options{Text: g.key.Text(), Cache: g.cache, Log: g.log})
 }
 
 func (g *rig) mustOpen(t testing.TB) *repo.Repo {

@@ -221,7 +221,7 @@ func BenchmarkSealAndOpenSegment(b *testing.B) {
 	b.Run("seal", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			object = SealSegment(testRepo, s, ik, seal.Common)
+			object = SealSegment(testRepo, s, ik)
 		}
 		b.SetBytes(int64(len(object)))
 	})

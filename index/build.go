@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
@@ -34,13 +35,13 @@ var errTooMany = errors.New("too many boxes for one local index")
 // A builder writes a run: first all packs in order, each with its boxes, then
 // all names in order. It holds one chunk a table and the filter in memory.
 type builder struct {
-	repo     id.Repository
-	db       *bbolt.DB
-	t        [tables]tableWriter
-	segments []id.Segment // sorted
-	boxes    uint32
-	filter   filter
-	last     record
+	repo id.Repository
+	db   *bbolt.DB
+	t    [tables]tableWriter
+	cover
+	boxes  uint32
+	filter filter
+	last   record
 
 	waiting []pair // to be written in one transaction
 	bytes   int    // of them
@@ -134,10 +135,10 @@ func (b *builder) commit() error {
 	return err
 }
 
-// build writes a run of segments into dir with what fill gives to the builder,
+// build writes a run into dir with what fill gives to the builder,
 // and opens it. names and size are about how many names and bytes it will
 // have; the number of names may not be less than that of those given.
-func build(dir string, repo id.Repository, segments []id.Segment, names, size int, fill func(*builder) error) (r *run, err error) {
+func build(dir string, repo id.Repository, of cover, names, size int, fill func(*builder) error) (r *run, err error) {
 	f, err := os.CreateTemp(dir, tempPrefix+"*")
 	if err != nil {
 		return nil, err
@@ -173,9 +174,9 @@ func build(dir string, repo id.Repository, segments []id.Segment, names, size in
 	if err != nil {
 		return nil, err
 	}
-	b := &builder{repo: repo, db: db, segments: segments, filter: newFilter(names)}
+	b := &builder{repo: repo, db: db, cover: of, filter: newFilter(names)}
 	for k := range tables {
-		b.t[k] = tableWriter{b: b, of: k, seed: seedOf(repo, segments)}
+		b.t[k] = tableWriter{b: b, of: k, seed: seedOf(repo, of.segments)}
 	}
 	if err = fill(b); err == nil {
 		err = b.finish()
@@ -191,7 +192,7 @@ func build(dir string, repo id.Repository, segments []id.Segment, names, size in
 	if r, err = openRun(temp, repo); err != nil {
 		return nil, fmt.Errorf("%s was just written: %v", temp, err)
 	}
-	name := runName(repo, segments)
+	name := runName(repo, of.segments)
 	r.path = filepath.Join(dir, fmt.Sprintf("%x%s", name, runSuffix))
 	if err := os.Rename(temp, r.path); err != nil {
 		r.close()
@@ -271,7 +272,7 @@ func (b *builder) finish() error {
 			return err
 		}
 	}
-	h := head{boxes: int(b.boxes), segments: b.segments}
+	h := head{boxes: int(b.boxes), cover: b.cover}
 	for k := range tables {
 		if err := b.t[k].finish(); err != nil {
 			return err
@@ -326,11 +327,14 @@ func digest(p *PackInfo, buf []byte) (short [8]byte, _ []byte) {
 // buildSegments writes a run that says what segments say. It needs about as
 // much memory as they do.
 func buildSegments(dir string, repo id.Repository, segments map[id.Segment]*Segment) (*run, error) {
-	names := make([]id.Segment, 0, len(segments))
-	for s := range segments {
-		names = append(names, s)
+	of := cover{segments: slices.SortedFunc(maps.Keys(segments), id.Segment.Compare)}
+	for i, s := range of.segments {
+		of.writers = append(of.writers, segments[s].Writer)
+		for _, old := range segments[s].Replaces {
+			of.replaced = append(of.replaced, replaced{old, uint32(i)})
+		}
 	}
-	slices.SortFunc(names, id.Segment.Compare)
+	slices.SortFunc(of.replaced, replaced.compare)
 
 	type source struct {
 		packKey
@@ -339,7 +343,7 @@ func buildSegments(dir string, repo id.Repository, segments map[id.Segment]*Segm
 	}
 	var packs []source
 	var buf []byte
-	for i, s := range names {
+	for i, s := range of.segments {
 		for j := range segments[s].Packs {
 			p := &segments[s].Packs[j]
 			v := source{packKey{id: p.ID, size: p.Size}, p, uint32(i)}
@@ -363,7 +367,7 @@ func buildSegments(dir string, repo id.Repository, segments map[id.Segment]*Segm
 		size += len(packs[i].info.Boxes) * rowSize[tBoxes]
 	}
 	size += blobs * (rowSize[tNames] + 2)
-	return build(dir, repo, names, blobs, size, func(b *builder) error {
+	return build(dir, repo, of, blobs, size, func(b *builder) error {
 		var sessions sessionTable
 		records := make([]record, 0, blobs)
 		for i := 0; i < len(packs); {

@@ -206,6 +206,37 @@ func (x *Index) Covered() map[id.Segment]bool {
 	return m
 }
 
+// Writers returns who wrote the segments that are covered.
+func (x *Index) Writers() map[id.Segment]seal.Writer {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	m := make(map[id.Segment]seal.Writer)
+	for _, r := range x.runs {
+		for i, s := range r.segments {
+			m[s] = r.writers[i]
+		}
+	}
+	return m
+}
+
+// Replaced yields each segment that a covered one says it replaces, and that
+// one; a pair may come more than once. As long as that one is listed, all that
+// the first says is known.
+func (x *Index) Replaced() iter.Seq2[id.Segment, id.Segment] {
+	return func(yield func(old, by id.Segment) bool) {
+		x.mu.RLock()
+		runs := slices.Clone(x.runs)
+		x.mu.RUnlock()
+		for _, r := range runs {
+			for _, p := range r.replaced {
+				if !yield(p.old, r.segments[p.by]) {
+					return
+				}
+			}
+		}
+	}
+}
+
 // Restrict says what counts from now on: a location whose pack is in usable,
 // and in a segment that is in listed. A nil map holds everything. The maps are
 // kept and must not be changed afterwards.
@@ -249,6 +280,7 @@ func (x *Index) add(segments map[id.Segment]*Segment) error {
 	if err != nil {
 		return err
 	}
+	x.log.Debug("wrote local index file", "segments", len(segments), "blobs", r.t[tNames].rows, "bytes", r.size)
 	if err := x.replace(nil, r, false); err != nil {
 		return err
 	}
@@ -328,7 +360,7 @@ func (x *Index) merge(parts []part, listed map[id.Segment]bool) error {
 		x.log.Debug("local index files cannot be merged", "dir", x.dir, "error", err)
 		return nil
 	}
-	x.log.Debug("merged local index files", "files", len(parts), "blobs", r.t[tNames].rows)
+	x.log.Debug("merged local index files", "files", len(parts), "blobs", r.t[tNames].rows, "bytes", r.size)
 	return x.replace(old, r, judged)
 }
 
@@ -547,9 +579,9 @@ func all(parts []part, yield func(Entry) bool) error {
 	}
 }
 
-// Packs yields every pack that counts, ordered by name. The boxes are without
-// their blobs. A pack comes more than once only if segments contradict each
-// other about it. It stops at the first error.
+// Packs yields every pack that counts, ordered by name, without its boxes. A
+// pack comes more than once only if segments contradict each other about it.
+// It stops at the first error.
 func (x *Index) Packs() iter.Seq2[PackInfo, error] {
 	return func(yield func(PackInfo, error) bool) {
 		parts, pinned, err := x.pin()
@@ -583,11 +615,11 @@ func allPacks(parts []part, yield func(PackInfo) bool) error {
 			}
 			if c.use.has(c.n) && !counts {
 				counts = true
-				p, err := c.run.describe(c.row, c.n)
+				h, err := c.run.session(c.session)
 				if err != nil {
 					return c.run.damaged(err)
 				}
-				if !yield(p) {
+				if !yield(PackInfo{ID: c.id, Size: c.size, Header: *h}) {
 					return nil
 				}
 			}

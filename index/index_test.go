@@ -206,11 +206,8 @@ func (w *world) check(t rapid.TB, x *Index, strangers []id.Blob) {
 		if err != nil || !ok {
 			t.Fatalf("Packs yields %v, %v", p.ID, err)
 		}
-		q.Boxes = append([]pack.Box{}, q.Boxes...)
-		for i := range q.Boxes {
-			q.Boxes[i].Blobs = nil
-		}
-		if d := cmp.Diff(q.Boxes, p.Boxes); d != "" || p.Size != q.Size || !p.Header.Equal(q.Header) {
+		q.Boxes = nil
+		if d := cmp.Diff(q, p); d != "" {
 			t.Fatalf("Packs (-want +got):\n%s", d)
 		}
 		delete(packs, p.ID)
@@ -227,6 +224,25 @@ func (w *world) check(t rapid.TB, x *Index, strangers []id.Blob) {
 	for s := range covered {
 		if !w.added[s] {
 			t.Fatalf("%s is covered", s)
+		}
+	}
+	listed := func(s id.Segment) bool { return w.listed == nil || w.listed[s] }
+	writers := x.Writers()
+	replaced := map[[2]id.Segment]bool{}
+	for old, by := range x.Replaced() {
+		if !w.added[by] || !slices.Contains(w.segments[by].Replaces, old) {
+			t.Fatalf("%s is replaced by %s", old, by)
+		}
+		replaced[[2]id.Segment{old, by}] = true
+	}
+	for s := range w.added {
+		if by, ok := writers[s]; ok != covered[s] || ok && by != w.segments[s].Writer {
+			t.Fatalf("%s is of writer %d, %v; want %d", s, by, ok, w.segments[s].Writer)
+		}
+		for _, old := range w.segments[s].Replaces {
+			if listed(s) && listed(old) && !replaced[[2]id.Segment{old, s}] {
+				t.Fatalf("%s is not replaced by %s", old, s)
+			}
 		}
 	}
 }
@@ -266,12 +282,18 @@ func TestIndexAgreesWithAMap(t *testing.T) {
 		}
 		defer func() { _ = x.Close() }()
 		var packs []PackInfo
+		var segments []id.Segment
 		dead := map[id.Pack]bool{}
 		gone := map[id.Segment]bool{}
 		add := func(*rapid.T) {
 			batch := map[id.Segment]*Segment{}
 			for range 1 + m.rng.IntN(3) {
-				s := &Segment{}
+				s := &Segment{Writer: seal.Writer(m.rng.IntN(3))}
+				for _, old := range segments {
+					if m.rng.IntN(8) == 0 {
+						s.Replaces = append(s.Replaces, old)
+					}
+				}
 				for range m.rng.IntN(4) {
 					if len(packs) > 0 && m.rng.IntN(3) == 0 {
 						s.Packs = append(s.Packs, packs[m.rng.IntN(len(packs))])
@@ -287,6 +309,7 @@ func TestIndexAgreesWithAMap(t *testing.T) {
 				}
 				n := m.segmentName()
 				w.segments[n], batch[n], w.added[n] = s, s, true
+				segments = append(segments, n)
 			}
 			files := runFiles(t, dir)
 			if err := x.Add(batch); err != nil {

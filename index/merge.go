@@ -4,10 +4,12 @@ import (
 	"cmp"
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 
 	"orlop/id"
+	"orlop/seal"
 )
 
 // A cursor reads the names of a run in order.
@@ -57,7 +59,6 @@ type packCursor struct {
 	run  *run
 	use  bitset
 	s    scanner
-	row  []byte
 	n    int // row number
 	done bool
 	packKey
@@ -76,7 +77,6 @@ func (c *packCursor) next() error {
 		c.done = true
 		return err
 	}
-	c.row = row
 	c.id = id.Pack(row[:id.Size])
 	c.digest = [8]byte(row[id.Size:])
 	c.size = int64(binary.LittleEndian.Uint64(row[id.Size+8:]))
@@ -108,28 +108,48 @@ const dropped = math.MaxUint32
 // part. A pack that was condemned or deleted never comes back, and neither
 // does a segment. It holds 4 bytes a pack and 9 bits a blob in memory.
 func merge(dir string, repo id.Repository, parts []part, listed map[id.Segment]bool) (*run, error) {
-	var segments []id.Segment
+	of := mergeCovers(parts, listed)
 	var names, size int
 	for _, p := range parts {
-		for _, s := range p.run.segments {
-			if !p.judged || listed == nil || listed[s] {
-				segments = append(segments, s)
-			}
-		}
 		names += p.run.t[tNames].rows
 		for k := range tables {
 			size += k.bytes(p.run.t[k].rows)
 		}
 	}
-	slices.SortFunc(segments, id.Segment.Compare)
-	segments = slices.Compact(segments)
-	return build(dir, repo, segments, names, size, func(b *builder) error {
+	return build(dir, repo, of, names, size, func(b *builder) error {
 		packs, err := mergePacks(b, parts)
 		if err != nil {
 			return err
 		}
 		return mergeNames(b, parts, packs)
 	})
+}
+
+// mergeCovers returns what a merge of parts speaks for.
+func mergeCovers(parts []part, listed map[id.Segment]bool) (of cover) {
+	writers := map[id.Segment]seal.Writer{}
+	for _, p := range parts {
+		for i, s := range p.run.segments {
+			if !p.judged || listed == nil || listed[s] {
+				writers[s] = p.run.writers[i]
+			}
+		}
+	}
+	of.segments = slices.SortedFunc(maps.Keys(writers), id.Segment.Compare)
+	for _, s := range of.segments {
+		of.writers = append(of.writers, writers[s])
+	}
+	for _, p := range parts {
+		for _, r := range p.run.replaced {
+			by, kept := slices.BinarySearchFunc(of.segments, p.run.segments[r.by], id.Segment.Compare)
+			if kept && (!p.judged || listed == nil || listed[r.old]) {
+				of.replaced = append(of.replaced, replaced{r.old, uint32(by)})
+			}
+		}
+	}
+	slices.SortFunc(of.replaced, replaced.compare)
+	of.replaced = slices.Compact(of.replaced)
+	return of
 }
 
 // mergePacks writes the packs of parts with their boxes. It returns for each

@@ -19,17 +19,18 @@ import (
 
 	"orlop/box"
 	"orlop/id"
-	"orlop/pack"
 	"orlop/seal"
 )
 
 // The head of a run is one value in a bucket of its own, with a BLAKE3 at its
 // end. It is written last: a file without it was never finished.
 //
-//	magic[8] repository[32] rows[tables]u64 boxes u64 segments u32 segment[32]... sum[32]
+//	magic[8] repository[32] rows[tables]u64 boxes u64 segments u32 replaced u32
+//	segment[32] writer u32 ...  replaced[32] by u32 ...  sum[32]
 const (
-	headMagic = "orlop\x00L1"
-	headFixed = len(headMagic) + id.Size + 8*int(tables) + 8 + 4 + 32
+	headMagic = "orlop\x00L2"
+	headFixed = len(headMagic) + id.Size + 8*int(tables) + 8 + 4 + 4 + 32
+	headRow   = id.Size + 4
 )
 
 var (
@@ -40,9 +41,26 @@ var (
 )
 
 type head struct {
-	rows     [tables]int
-	boxes    int // all, to end the last pack's
-	segments []id.Segment
+	rows  [tables]int
+	boxes int // all, to end the last pack's
+	cover
+}
+
+// A cover is for which segments a run speaks.
+type cover struct {
+	segments []id.Segment  // sorted
+	writers  []seal.Writer // of each
+	replaced []replaced    // sorted
+}
+
+// A replaced is a segment that one of the cover makes superfluous.
+type replaced struct {
+	old id.Segment
+	by  uint32 // ordinal of that one
+}
+
+func (a replaced) compare(b replaced) int {
+	return cmp.Or(a.old.Compare(b.old), cmp.Compare(a.by, b.by))
 }
 
 func (h *head) append(dst []byte, repo id.Repository) []byte {
@@ -53,8 +71,12 @@ func (h *head) append(dst []byte, repo id.Repository) []byte {
 	}
 	dst = binary.LittleEndian.AppendUint64(dst, uint64(h.boxes))
 	dst = binary.LittleEndian.AppendUint32(dst, uint32(len(h.segments)))
-	for _, s := range h.segments {
-		dst = append(dst, s[:]...)
+	dst = binary.LittleEndian.AppendUint32(dst, uint32(len(h.replaced)))
+	for i, s := range h.segments {
+		dst = binary.LittleEndian.AppendUint32(append(dst, s[:]...), uint32(h.writers[i]))
+	}
+	for _, r := range h.replaced {
+		dst = binary.LittleEndian.AppendUint32(append(dst, r.old[:]...), r.by)
 	}
 	sum := id.Sum[[32]byte](dst)
 	return append(dst, sum[:]...)
@@ -78,12 +100,20 @@ func parseHead(p []byte, repo id.Repository) (*head, error) {
 		body = body[8:]
 	}
 	h.boxes = int(binary.LittleEndian.Uint64(body))
-	n := int(binary.LittleEndian.Uint32(body[8:]))
-	if body = body[12:]; len(body) != n*id.Size {
-		return nil, fmt.Errorf("%w: head of %d segments", ErrDamaged, n)
+	n, m := int(binary.LittleEndian.Uint32(body[8:])), int(binary.LittleEndian.Uint32(body[12:]))
+	if body = body[16:]; len(body) != (n+m)*headRow {
+		return nil, fmt.Errorf("%w: head of %d and %d segments", ErrDamaged, n, m)
 	}
-	for s := range slices.Chunk(body, id.Size) {
-		h.segments = append(h.segments, id.Segment(s))
+	for row := range slices.Chunk(body, headRow) {
+		s, v := id.Segment(row[:id.Size]), binary.LittleEndian.Uint32(row[id.Size:])
+		switch {
+		case len(h.segments) < n:
+			h.segments, h.writers = append(h.segments, s), append(h.writers, seal.Writer(v))
+		case int64(v) < int64(n):
+			h.replaced = append(h.replaced, replaced{s, v})
+		default:
+			return nil, fmt.Errorf("%w: replaced by segment %d of %d", ErrDamaged, v, n)
+		}
 	}
 	return h, nil
 }
@@ -110,12 +140,13 @@ func runName(repo id.Repository, segments []id.Segment) (name [16]byte) {
 // A run is one local file, open: the blobs of some segments, sorted by name.
 // Its methods may be called concurrently while it is not closed.
 type run struct {
-	path     string
-	db       *bbolt.DB
-	tx       *bbolt.Tx // for as long as the run is open: nobody ever writes
-	segments []id.Segment
-	t        [tables]table
-	boxes    int
+	path string
+	size int64 // of the file, in bytes
+	db   *bbolt.DB
+	tx   *bbolt.Tx // for as long as the run is open: nobody ever writes
+	cover
+	t     [tables]table
+	boxes int
 
 	// Small columns, checked and copied when the run was opened.
 	first []uint32 // first box of each pack
@@ -176,7 +207,8 @@ func (r *run) open(repo id.Repository, file **os.File) (err error) {
 				return nil, err
 			}
 			// What bbolt believes is checked before it believes it.
-			return f, checkSkeleton(f)
+			r.size, err = checkSkeleton(f)
+			return f, err
 		},
 	})
 	if err != nil {
@@ -205,7 +237,7 @@ func (r *run) load(repo id.Repository) error {
 	if err != nil {
 		return err
 	}
-	r.segments, r.boxes = h.segments, h.boxes
+	r.cover, r.boxes = h.cover, h.boxes
 	seed := seedOf(repo, h.segments)
 	for k := range tables {
 		t := &r.t[k]
@@ -437,34 +469,6 @@ func (r *run) boxesOf(pack int) (from, to uint32) {
 		return r.first[pack], r.first[pack+1]
 	}
 	return r.first[pack], uint32(r.boxes)
-}
-
-// describe returns a pack without its blobs.
-func (r *run) describe(row []byte, n int) (p PackInfo, err error) {
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	defer caught(&err)
-	p.ID = id.Pack(row[:id.Size])
-	p.Size = int64(binary.LittleEndian.Uint64(row[id.Size+8:]))
-	h, err := r.header(binary.LittleEndian.Uint32(row[id.Size+16:]))
-	if err != nil {
-		return PackInfo{}, err
-	}
-	p.Header = *h
-	from, to := r.boxesOf(n)
-	p.Boxes = make([]pack.Box, 0, to-from)
-	for i := from; i < to; i++ {
-		b, err := r.t[tBoxes].row(int(i))
-		if err != nil {
-			return PackInfo{}, err
-		}
-		p.Boxes = append(p.Boxes, pack.Box{
-			Offset: binary.LittleEndian.Uint32(b),
-			Length: binary.LittleEndian.Uint32(b[4:]),
-			Raw:    binary.LittleEndian.Uint32(b[8:]),
-			Codec:  box.Codec(b[12]),
-		})
-	}
-	return p, nil
 }
 
 // judge sets which packs count from now on. Damage is kept for the next call

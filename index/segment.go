@@ -30,6 +30,7 @@ type PackInfo struct {
 // A Segment describes packs, each of them whole, and names the segments that
 // it makes superfluous. It is what a writer stores under index/.
 type Segment struct {
+	Writer   seal.Writer // whose index key seals it
 	Packs    []PackInfo
 	Replaces []id.Segment // in increasing order
 }
@@ -39,17 +40,17 @@ const (
 	segmentHead  = len(segmentMagic) + 4 // and the writer
 )
 
-// SealSegment returns the object that says s, sealed by w's index key.
+// SealSegment returns the object that says s, sealed by its writer's index key.
 //
-// Every pack must be w's own, unless w is [seal.Common]; the boxes must lie as
+// Every pack must be the writer's own, unless that is [seal.Common]; the boxes must lie as
 // [pack.Builder] lays them; no pack may be in s twice and Replaces must be
 // strictly increasing. Anything else is a mistake of the caller, and panics:
 // what would not be read must not be written.
-func SealSegment(repo id.Repository, s *Segment, ik *seal.IndexKey, w seal.Writer) []byte {
-	if ik.Writer() != w || ik.Repository() != repo {
+func SealSegment(repo id.Repository, s *Segment, ik *seal.IndexKey) []byte {
+	if ik.Writer() != s.Writer || ik.Repository() != repo {
 		panic("index: index key of another writer or repository")
 	}
-	if err := s.valid(w); err != nil {
+	if err := s.valid(); err != nil {
 		panic(fmt.Sprintf("index: impossible segment: %v", err))
 	}
 	plain := appendSegment(nil, s)
@@ -58,7 +59,7 @@ func SealSegment(repo id.Repository, s *Segment, ik *seal.IndexKey, w seal.Write
 	plain = append(plain, make([]byte, pack.Padme(len(plain))-len(plain))...)
 	dst := make([]byte, 0, segmentHead+len(plain)+seal.IndexOverhead)
 	dst = append(dst, segmentMagic...)
-	dst = binary.LittleEndian.AppendUint32(dst, uint32(w))
+	dst = binary.LittleEndian.AppendUint32(dst, uint32(s.Writer))
 	return ik.Seal(dst, seal.Segment, plain, dst)
 }
 
@@ -100,17 +101,8 @@ func openSegment(repo id.Repository, data []byte, keys func(seal.Writer) (*seal.
 	return parseSegment(plain, w)
 }
 
-// SegmentWriter returns whose index key opens the segment in data, or
-// [ErrFormat].
-func SegmentWriter(data []byte) (seal.Writer, error) {
-	if len(data) < segmentHead || string(data[:len(segmentMagic)]) != segmentMagic {
-		return 0, fmt.Errorf("%w: not an index segment", ErrFormat)
-	}
-	return seal.Writer(binary.LittleEndian.Uint32(data[len(segmentMagic):])), nil
-}
-
-// valid reports what of s cannot be said by w.
-func (s *Segment) valid(w seal.Writer) error {
+// valid reports what of s its writer cannot say.
+func (s *Segment) valid() error {
 	seen := make(map[id.Pack]bool, len(s.Packs))
 	for i := range s.Packs {
 		p := &s.Packs[i]
@@ -118,8 +110,8 @@ func (s *Segment) valid(w seal.Writer) error {
 			return fmt.Errorf("%w: pack %s twice", ErrFormat, p.ID.Short())
 		}
 		seen[p.ID] = true
-		if w != seal.Common && p.Header.Writer != w {
-			return fmt.Errorf("%w: writer %d describes a pack of writer %d", ErrFormat, w, p.Header.Writer)
+		if s.Writer != seal.Common && p.Header.Writer != s.Writer {
+			return fmt.Errorf("%w: writer %d describes a pack of writer %d", ErrFormat, s.Writer, p.Header.Writer)
 		}
 		end := uint64(pack.HeaderSize)
 		for _, x := range p.Boxes {
@@ -265,7 +257,7 @@ func parseSegment(p []byte, w seal.Writer) (*Segment, error) {
 		}
 		headers[i] = h
 	}
-	s := &Segment{Packs: make([]PackInfo, r.count(minPack))}
+	s := &Segment{Writer: w, Packs: make([]PackInfo, r.count(minPack))}
 	var sessions sessionTable
 	var boxes int
 	for i := range s.Packs {
@@ -321,7 +313,7 @@ func parseSegment(p []byte, w seal.Writer) (*Segment, error) {
 	if r.bad {
 		return nil, errCut
 	}
-	if err := s.valid(w); err != nil {
+	if err := s.valid(); err != nil {
 		return nil, err
 	}
 

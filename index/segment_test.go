@@ -59,7 +59,7 @@ func TestSegmentComesBackAsItWas(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		m := newMaker(rapid.Uint64().Draw(t, "seed"))
 		s := m.segment(rapid.IntRange(0, 3).Draw(t, "packs"))
-		got, err := OpenSegment(testRepo, SealSegment(testRepo, s, ik, seal.Common), keysOf(key))
+		got, err := OpenSegment(testRepo, SealSegment(testRepo, s, ik), keysOf(key))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -71,7 +71,7 @@ func TestSegmentComesBackAsItWas(t *testing.T) {
 
 func TestSegmentThatWasChangedDoesNotOpen(t *testing.T) {
 	key := seal.NewKey()
-	object := SealSegment(testRepo, newMaker(1).segment(2), indexKey(t, key, seal.Common), seal.Common)
+	object := SealSegment(testRepo, newMaker(1).segment(2), indexKey(t, key, seal.Common))
 	refused := func(what string, data []byte, repo id.Repository, k *seal.Key) {
 		t.Helper()
 		s, err := OpenSegment(repo, data, func(w seal.Writer) (*seal.IndexKey, error) { return k.IndexKey(repo, w) })
@@ -97,13 +97,15 @@ func TestPutKeyOpensItsOwnSegmentsOnly(t *testing.T) {
 	put := key.PutOnly(7)
 	m := newMaker(2)
 	m.sessions = []seal.Header{m.session(7)}
-	own := SealSegment(testRepo, m.segment(3), indexKey(t, put, 7), 7)
+	mine := m.segment(3)
+	mine.Writer = 7
+	own := SealSegment(testRepo, mine, indexKey(t, put, 7))
 	for _, s := range []seal.Sealer{put, key} {
 		if _, err := OpenSegment(testRepo, own, keysOf(s)); err != nil {
 			t.Errorf("%T: %v", s, err)
 		}
 	}
-	common := SealSegment(testRepo, m.segment(3), indexKey(t, key, seal.Common), seal.Common)
+	common := SealSegment(testRepo, m.segment(3), indexKey(t, key, seal.Common))
 	if _, err := OpenSegment(testRepo, common, keysOf(put)); !errors.Is(err, seal.ErrPutOnly) {
 		t.Errorf("a put-only key opens the common index: %v", err)
 	}
@@ -129,7 +131,8 @@ func TestSegmentOverAnotherWritersPackIsRefused(t *testing.T) {
 			t.Error("SealSegment seals what OpenSegment refuses")
 		}
 	}()
-	SealSegment(testRepo, s, indexKey(t, key, 7), 7)
+	s.Writer = 7
+	SealSegment(testRepo, s, indexKey(t, key, 7))
 }
 
 func TestSegmentSizeShowsLittle(t *testing.T) {
@@ -138,7 +141,7 @@ func TestSegmentSizeShowsLittle(t *testing.T) {
 	sizes := map[int]bool{}
 	for n := 1; n <= 200; n++ {
 		m := newMaker(uint64(n))
-		sizes[len(SealSegment(testRepo, &Segment{Packs: []PackInfo{m.pack(m.name, n)}}, ik, seal.Common))] = true
+		sizes[len(SealSegment(testRepo, &Segment{Packs: []PackInfo{m.pack(m.name, n)}}, ik))] = true
 	}
 	if len(sizes) > 60 {
 		t.Errorf("200 numbers of blobs give %d sizes", len(sizes))
@@ -192,7 +195,7 @@ func FuzzSegment(f *testing.F) {
 func FuzzOpenSegment(f *testing.F) {
 	key := seal.NewKey()
 	ik := indexKey(f, key, seal.Common)
-	f.Add(SealSegment(testRepo, newMaker(1).segment(2), ik, seal.Common)[:100])
+	f.Add(SealSegment(testRepo, newMaker(1).segment(2), ik)[:100])
 	f.Add([]byte(segmentMagic))
 	f.Add([]byte("orlop\x00S2\x00\x00\x00\x00"))
 	f.Fuzz(func(t *testing.T, p []byte) {

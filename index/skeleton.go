@@ -59,25 +59,25 @@ func appendSkeleton(path string, pageSize int) error {
 	return f.Sync()
 }
 
-// checkSkeleton returns ErrDamaged if f is not a whole file.
-func checkSkeleton(f *os.File) error {
+// checkSkeleton returns how long f is, or ErrDamaged if f is not a whole file.
+func checkSkeleton(f *os.File) (int64, error) {
 	info, err := f.Stat()
 	if err != nil {
-		return err
+		return 0, err
 	}
 	size := info.Size() - skeletonSize
 	var end [skeletonSize]byte
 	if size > 0 {
 		if _, err := f.ReadAt(end[:], size); err != nil {
-			return err
+			return 0, err
 		}
 	}
 	pageSize := int(binary.LittleEndian.Uint32(end[:]))
 	if size <= 0 || pageSize != smallPage && pageSize != bigPage || size%int64(pageSize) != 0 {
-		return fmt.Errorf("%w: not a whole file", ErrDamaged)
+		return 0, fmt.Errorf("%w: not a whole file", ErrDamaged)
 	}
 	if want, err := skeleton(f, size, pageSize); err != nil || string(want) != string(end[:]) {
-		return fmt.Errorf("%w: pages", ErrDamaged)
+		return 0, fmt.Errorf("%w: pages", ErrDamaged)
 	}
-	return nil
+	return info.Size(), nil
 }

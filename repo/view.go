@@ -126,7 +126,8 @@ func (r *Repo) readSegments(ctx context.Context) (v *view, gone bool, err error)
 		}
 		return a.Compare(b)
 	})
-	missing = slices.DeleteFunc(missing, func(s id.Segment) bool { return covered[s] })
+	replaced := r.replaced(v)
+	missing = slices.DeleteFunc(missing, func(s id.Segment) bool { return covered[s] || replaced[s] })
 	for len(missing) > 0 {
 		n, bytes, tier := 0, int64(0), v.segments[missing[0]]
 		for n < len(missing) && v.segments[missing[n]] == tier && (n == 0 || bytes < addBatch) {
@@ -138,23 +139,27 @@ func (r *Repo) readSegments(ctx context.Context) (v *view, gone bool, err error)
 			return nil, gone, err
 		}
 		missing = missing[n:]
-		for _, s := range got {
-			for _, old := range s.Replaces {
-				if _, listed := v.segments[old]; listed && !covered[old] && got[old] == nil {
-					// Its packs are in this one: remember it as seen.
-					got[old] = &index.Segment{}
-				}
-			}
-		}
-		missing = slices.DeleteFunc(missing, func(s id.Segment) bool { return got[s] != nil })
 		if len(got) == 0 {
 			continue
 		}
 		if err := r.index.Add(got); err != nil {
 			return nil, false, fmt.Errorf("add to the local index: %w", err)
 		}
+		replaced = r.replaced(v)
+		missing = slices.DeleteFunc(missing, func(s id.Segment) bool { return replaced[s] })
 	}
 	return v, false, nil
+}
+
+// replaced returns the segments of which a listed one says all they do.
+func (r *Repo) replaced(v *view) map[id.Segment]bool {
+	m := map[id.Segment]bool{}
+	for old, by := range r.index.Replaced() {
+		if _, listed := v.segments[by]; listed {
+			m[old] = true
+		}
+	}
+	return m
 }
 
 // fetchSegments reads and opens segments. One that is damaged is noted in v
