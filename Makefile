@@ -1,12 +1,13 @@
 # make build   bin/orlop, one static binary
 # make demo    back up a real volume, change it, go back: the main job, shown
 # make test    every test there is; finds a Docker engine or starts its own
+# make bench   measure it beside others, ARGS="-quick" for a look (docs/performance.md)
 # make lint    vet, staticcheck, gofumpt; that it builds for other hosts
 
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null)
 TOOL    := go tool -modfile=tools/go.mod
 
-.PHONY: build demo test lint
+.PHONY: build demo test lint bench bench-setup
 
 build:
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w$(if $(VERSION), -X main.version=$(VERSION))' -o bin/orlop ./cmd/orlop
@@ -25,3 +26,12 @@ lint:
 	go vet -tags engine ./...
 	$(TOOL) staticcheck -tags engine ./...
 	@unformatted=$$($(TOOL) gofumpt -l .); test -z "$$unformatted" || { echo "gofumpt would change:"; echo "$$unformatted"; exit 1; }
+
+# Built and not "go run": that would be gone before what it runs has cleaned up.
+bench: build
+	go build -o bin/bench ./bench
+	scripts/engine run bin/bench $(ARGS)
+
+# The peers that Debian has, and what makes the corpora. kopia is at https://kopia.io.
+bench-setup:
+	scripts/need restic=restic borg=borgbackup zstd=zstd gzip=gzip pg_ctlcluster=postgresql mkfs.ext4=e2fsprogs

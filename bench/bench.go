@@ -1,0 +1,349 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+)
+
+// A bench is one run of the harness.
+type bench struct {
+	work    string
+	tools   []tool
+	engine  *engine // nil if no volumes are measured
+	runs    int
+	budget  float64 // seconds of a tool in a cell, after which it is not run again there
+	results *results
+	say     func(format string, args ...any)
+	keep    func() error // writes the results so far
+}
+
+// A place is a corpus while it is measured: the tree that all tools back up, and
+// a site for each.
+type place struct {
+	*corpus
+	dir      string // scratch
+	source   string
+	volume   string // whose directory source is, or ""
+	version  int    // of source: counts its changes
+	sites    map[string]*site
+	seen     map[string]int // the version of source that a tool has backed up; 0 is none
+	failed   map[string]bool
+	copied   string // for updates, or "" before the first
+	rotation int
+}
+
+// corpus measures the steps of one corpus.
+func (b *bench) corpus(ctx context.Context, c *corpus, todo []step) (err error) {
+	built, err := c.ready(ctx, b.work, b.say)
+	if err != nil {
+		return err
+	}
+	p := &place{
+		corpus: c, dir: filepath.Join(b.work, "run", c.name), version: 1,
+		sites: map[string]*site{}, seen: map[string]int{}, failed: map[string]bool{},
+	}
+	defer os.RemoveAll(p.dir)
+	if err := os.MkdirAll(p.dir, 0o755); err != nil {
+		return err
+	}
+	p.source = filepath.Join(p.dir, "source")
+	if b.engine != nil {
+		if p.volume, p.source, err = b.engine.create(ctx); err != nil {
+			return err
+		}
+		defer b.engine.remove(context.WithoutCancel(ctx), p.volume)
+	}
+	if err := os.MkdirAll(p.source, 0o755); err != nil {
+		return err
+	}
+	if _, err := run(ctx, command{args: []string{"cp", "-a", built + "/.", p.source}, env: os.Environ()}); err != nil {
+		return err
+	}
+	f, err := measureTree(p.source)
+	if err != nil {
+		return err
+	}
+	b.say("corpus %s: %s: %v", c.name, c.about, f)
+	b.results.Corpora = append(b.results.Corpora, corpusResult{c.name, c.about, f})
+	for i, t := range b.tools {
+		p.sites[t.name()] = &site{
+			dir: filepath.Join(p.dir, fmt.Sprintf("tool-%d", i)), source: p.source, volume: p.volume, sparse: c.sparse,
+		}
+	}
+	for _, st := range todo {
+		if err := b.step(ctx, p, st); err != nil {
+			return fmt.Errorf("%s %s: %w", c.name, st, err)
+		}
+		if err := b.keep(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// step measures one step with all tools in turn, round by round.
+func (b *bench) step(ctx context.Context, p *place, st step) error {
+	cells := map[string]*cell{}
+	for _, t := range b.tools {
+		c := &cell{Corpus: p.name, Step: st, Tool: t.name(), Role: t.role(), Status: measured}
+		cells[t.name()] = c
+		b.results.Cells = append(b.results.Cells, c)
+		if p.failed[t.name()] {
+			c.Status, c.Reason = failed, "an earlier step failed"
+		}
+		if _, err := t.command(ctx, st, p.probe(t)); errors.Is(err, errNotDone) {
+			c.Status, c.Reason = notDone, err.Error()
+		}
+	}
+	for round := 1; round <= b.runs; round++ {
+		if err := b.prepare(ctx, p, st, round, cells); err != nil {
+			return err
+		}
+		p.rotation++
+		for i := range b.tools {
+			t := b.tools[(i+p.rotation)%len(b.tools)]
+			c := cells[t.name()]
+			if c.Status != measured || round > 1 && c.spent() > b.budget {
+				continue
+			}
+			u, err := b.once(ctx, p, st, round, t, c)
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			} else if err != nil {
+				c.Status, c.Reason = failed, err.Error()
+				// What comes next would start from something else than it should.
+				p.failed[t.name()] = st.isBackup()
+				b.say("%-9s %-9s %d/%d  %-13s FAILED: %v", p.name, st, round, b.runs, t.name(), err)
+				continue
+			}
+			b.say("%-9s %-9s %d/%d  %-13s %8.2f s  cpu %8.2f s  memory %5d MB  written %6d MB%s",
+				p.name, st, round, b.runs, t.name(), u.Wall, u.CPU(), u.Peak>>20, u.Written>>20, stored(st, u))
+		}
+	}
+	return nil
+}
+
+func stored(st step, s sample) string {
+	if !st.isBackup() || s.Repository == 0 {
+		return ""
+	}
+	return fmt.Sprintf("  stored %8.2f MB", float64(s.Stored)/1e6)
+}
+
+// probe returns a copy of a tool's site that it may count in.
+func (p *place) probe(t tool) *site {
+	s := *p.sites[t.name()]
+	return &s
+}
+
+// prepare brings the source and all tools to where a round of a step begins.
+func (b *bench) prepare(ctx context.Context, p *place, st step, round int, cells map[string]*cell) error {
+	if st == first {
+		return nil
+	}
+	for _, t := range b.tools {
+		c := cells[t.name()]
+		if t.role() == floor || t.role() == archive && st.isBackup() {
+			continue // needs no backup before
+		}
+		if c.Status == measured && (round == 1 || c.spent() <= b.budget) {
+			if err := b.catchUp(ctx, p, t); ctx.Err() != nil {
+				return context.Cause(ctx)
+			} else if err != nil {
+				c.Status, c.Reason = failed, err.Error()
+				p.failed[t.name()] = true
+			}
+		}
+	}
+	switch st {
+	case changed:
+		p.version++
+		return p.change(ctx, p.source, round)
+	case touched:
+		p.version++
+		return touch(p.source, p.version)
+	case update:
+		if p.copied != "" {
+			return nil
+		}
+		p.copied = filepath.Join(p.dir, "copy")
+		_, err := run(ctx, command{args: []string{"cp", "-a", p.source, p.copied}, env: os.Environ()})
+		return err
+	}
+	return nil
+}
+
+// catchUp has a tool back up the source as it is, if it has not, unmeasured.
+func (b *bench) catchUp(ctx context.Context, p *place, t tool) error {
+	s := p.sites[t.name()]
+	if p.seen[t.name()] == p.version {
+		return nil
+	}
+	st := unchanged
+	if p.seen[t.name()] == 0 {
+		st = first
+		if err := t.setup(ctx, s); err != nil {
+			return err
+		}
+	}
+	c, err := t.command(ctx, st, s)
+	if err != nil {
+		return err
+	}
+	if err := s.forget(); err != nil {
+		return err
+	}
+	if _, err := run(ctx, c); err != nil {
+		return err
+	}
+	p.seen[t.name()] = p.version
+	return nil
+}
+
+// once measures a step of one tool, and looks at what came of it.
+func (b *bench) once(ctx context.Context, p *place, st step, round int, t tool, c *cell) (sample, error) {
+	s := p.sites[t.name()]
+	s.target, s.into = "", ""
+	read := []string{p.source} // what the tool will read
+	var reference, result string
+	switch st {
+	case first:
+		if err := t.setup(ctx, s); err != nil {
+			return sample{}, err
+		}
+	case check:
+		read = []string{s.repository(), s.home()}
+	case restore:
+		read, reference = []string{s.repository(), s.home()}, p.source
+		if o, ok := t.(*orlop); ok && o.volume {
+			s.into = b.engine.fresh()
+			defer b.engine.remove(context.WithoutCancel(ctx), s.into)
+		} else {
+			s.target = filepath.Join(p.dir, "restored")
+			defer os.RemoveAll(s.target)
+			if err := os.Mkdir(s.target, 0o755); err != nil {
+				return sample{}, err
+			}
+			result = s.target
+		}
+	case update:
+		read, reference, result = []string{s.repository(), s.home()}, p.source, p.copied
+		if o, ok := t.(*orlop); ok && o.volume {
+			reference, result = p.copied, p.source // it restores into the volume itself
+		}
+		if err := mirror(ctx, reference, result); err != nil {
+			return sample{}, err
+		}
+		// Whatever becomes of it, the next one finds the source as it was.
+		defer func() { _ = mirror(context.WithoutCancel(ctx), reference, result) }()
+		if err := differ(result, uint64(1000+round)); err != nil {
+			return sample{}, err
+		}
+		s.target, read = result, append(read, result)
+	case unchanged, changed, touched:
+		read = append(read, s.repository(), s.home())
+	}
+	if t.role() == floor {
+		read = []string{p.source}
+	}
+	keep := s.reset
+	if st.isBackup() {
+		keep = func(context.Context) error { return s.forget() }
+	}
+	if err := keep(ctx); err != nil {
+		return sample{}, err
+	}
+	for _, dir := range read {
+		if err := warm(ctx, dir); err != nil {
+			return sample{}, fmt.Errorf("read %s beforehand: %w", dir, err)
+		}
+	}
+	before := fileBytes(s.repository())
+	cmd, err := t.command(ctx, st, s)
+	if err != nil {
+		return sample{}, err
+	}
+	syscall.Sync()
+	u, out, err := measure(ctx, cmd)
+	if err != nil {
+		return sample{}, err
+	}
+	sm := sample{usage: u, Repository: fileBytes(s.repository())}
+	if st.isBackup() {
+		sm.Stored = sm.Repository - before
+		if t.role() == archive {
+			sm.Stored = sm.Repository
+		}
+		sm.told = t.told(out)
+		p.seen[t.name()] = p.version
+	}
+	if s.into != "" {
+		if result, err = b.engine.directory(ctx, s.into); err != nil {
+			return sample{}, err
+		}
+	}
+	if reference != "" && round == 1 {
+		d, err := compare(ctx, reference, result)
+		if err != nil {
+			return sample{}, err
+		}
+		if st == update {
+			c.extra(d)
+		}
+		if err := d.err(); err != nil {
+			return sample{}, err
+		}
+		for _, what := range slices.Sorted(maps.Keys(d.lost)) {
+			c.Notes = append(c.Notes, fmt.Sprintf("%s: %d not as they were", what, d.lost[what]))
+		}
+	}
+	if st == update && cmd.blind && round == 1 {
+		c.Blind = true
+		c.Notes = append(c.Notes, "does not compare contents")
+	}
+	if t.role() == floor {
+		_ = os.RemoveAll(s.repository())
+	}
+	c.Samples = append(c.Samples, sm)
+	return sm, nil
+}
+
+// extra forgives a tool that it does not delete what a snapshot does not have,
+// and notes it.
+func (c *cell) extra(d *difference) {
+	n := len(d.wrong)
+	d.wrong = slices.DeleteFunc(d.wrong, func(s string) bool { return strings.HasSuffix(s, "should not be there") })
+	if len(d.wrong) < n {
+		c.Notes = append(c.Notes, "does not delete what the snapshot does not have")
+	}
+}
+
+// warmUp runs every step of every tool once on a few small files, unmeasured:
+// programs are read, the helper's image is imported, and a tool that does not
+// run here is known before the first hour is over.
+func (b *bench) warmUp(ctx context.Context) error {
+	aside := *b
+	aside.results, aside.runs = &results{}, 1
+	aside.say = func(string, ...any) {}
+	aside.keep = func() error { return nil }
+	c := media(1 << 20)
+	c.name = "warm-up"
+	if err := aside.corpus(ctx, c, steps); err != nil {
+		return err
+	}
+	for _, c := range aside.results.Cells {
+		if c.Status == failed {
+			b.say("warning: %s, %s: %s", c.Tool, c.Step, c.Reason)
+		}
+	}
+	return nil
+}
