@@ -71,8 +71,6 @@ func run(std stdio, sealed error) error {
 			return sealed
 		}
 	}
-	// The heap is buffers without pointers, which cost next to nothing to mark.
-	debug.SetGCPercent(10)
 	if s.Memory > 0 {
 		debug.SetMemoryLimit(s.Memory / 8 * 7) // not all of it is the heap's
 	}

@@ -110,7 +110,7 @@ func (a *app) backup(ctx context.Context, volumes []string, f backupFlags) error
 	b := &backupRun{app: a, repo: r, opt: backup.Options{ReadAll: f.readAll, Tags: f.tags, Version: version, Consistency: "live"}}
 	for _, src := range paths {
 		b.one(ctx, src, func() (*reader, error) {
-			c, err := agent.Local(ctx)
+			c, err := inProcess(ctx)
 			if err != nil {
 				return nil, err
 			}

@@ -16,7 +16,6 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"syscall"
@@ -99,12 +98,10 @@ func main() {
 	// The agent is not a command of a user's: it is this program inside the
 	// helper container, and must not spend its first milliseconds elsewhere.
 	if len(os.Args) > 1 && os.Args[1] == "agent" {
+		growTo(agentHeap)
 		os.Exit(agent.Main(os.Args[2:]))
 	}
-	// Most of the heap is buffers without pointers, which cost the collector
-	// next to nothing to mark: collecting often is cheaper than holding twice
-	// as much memory.
-	debug.SetGCPercent(10)
+	growTo(hostHeap)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	context.AfterFunc(ctx, stop) // a second Ctrl-C ends the program at once
 	a := &app{out: os.Stdout, err: os.Stderr}

@@ -96,7 +96,7 @@ func (a *app) restore(ctx context.Context, reference string, f restoreFlags) err
 // restoreDirectory fills a directory of this host.
 func (a *app) restoreDirectory(ctx context.Context, r *repo.Repo, s repo.Snapshot, target string) error {
 	// Before the target is made: there may be no agent on this host.
-	c, err := agent.Local(ctx)
+	c, err := inProcess(ctx)
 	if err != nil {
 		return fmt.Errorf("restore into %s: %w", target, err)
 	}
