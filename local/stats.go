@@ -11,6 +11,7 @@ import (
 	"time"
 
 	bolt "go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
 
 	"orlop/id"
 	"orlop/snapshot"
@@ -105,6 +106,8 @@ type Stats struct {
 	head    header
 	block   []byte // copy of the block being read
 	rest    []byte // what is left of it
+	size    int64  // of the file
+	seen    int    // bytes that the mapping may hold
 	dir     string // of the record before
 	blocks  uint64 // read so far
 	records uint64 // likewise
@@ -134,7 +137,12 @@ func openStats(path string) (s *Stats, err error) {
 		_ = f.Close()
 		return nil, err
 	}
-	s = new(Stats)
+	info, err := f.Stat()
+	if err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	s = &Stats{size: info.Size()}
 	err = guard(func() error {
 		// bbolt is given the very file that was checked.
 		s.db, err = bolt.Open(path, fileMode, &bolt.Options{
@@ -285,6 +293,9 @@ func (s *Stats) nextBlock() error {
 		}
 		// Copied before it is checked: the mapping shows what the file is now.
 		s.block = append(s.block[:0], v[copy(sum[:], v):]...)
+		if s.seen += len(v); s.seen >= letGoAfter {
+			s.letGo()
+		}
 		return nil
 	})
 	if err != nil {
@@ -296,6 +307,17 @@ func (s *Stats) nextBlock() error {
 	s.blocks++
 	s.rest, s.dir = s.block, ""
 	return nil
+}
+
+// letGoAfter is how much of a file may be resident as bbolt's mapping of it.
+const letGoAfter = 1 << 20
+
+// letGo takes the mapping's pages from this process, which is none the wiser: a
+// page that it reads again is mapped again. Without this a run over the cache
+// of a million files holds all of its 90 MB at the end.
+func (s *Stats) letGo() {
+	_, _, _ = unix.Syscall(unix.SYS_MADVISE, s.db.Info().Data, uintptr(s.size), unix.MADV_DONTNEED)
+	s.seen = 0
 }
 
 // Close frees the file. Next must not be called afterwards.
