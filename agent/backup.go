@@ -30,6 +30,7 @@ type backup struct {
 	conn   *conn
 	set    settings
 	dirs   *dirs
+	crew   *crew
 	window window
 
 	out    chan message
@@ -76,13 +77,31 @@ type task struct {
 	batch *entryBatch
 }
 
-// A blob is a copy of a chunk that was offered.
+// A blob is a chunk that was offered.
 type blob struct {
 	offer Offer
-	buf   []byte // box.Head bytes of room, then the chunk
+	data  []byte
+	lent  *semaphore.Weighted // the data is lent, and this is whose; else it is in buf
+	buf   []byte              // box.Head bytes of room, then the data
 }
 
-func (x *blob) data() []byte { return x.buf[box.Head:] }
+// keep makes x have its data to itself.
+func (x *blob) keep() {
+	x.buf = append(buffer(box.Head + len(x.data))[:box.Head], x.data...)
+	x.data = x.buf[box.Head:]
+	if x.lent != nil {
+		x.lent.Release(1)
+		x.lent = nil
+	}
+}
+
+// drop says that nobody looks at the data any more.
+func (x *blob) drop() {
+	if x.lent != nil {
+		x.lent.Release(1)
+	}
+	recycle(x.buf)
+}
 
 type want struct {
 	*blob
@@ -207,9 +226,10 @@ func serveBackup(ctx context.Context, c *conn, request []byte) error {
 		asked:    make(chan *blob, credit.Names),
 	}
 	namer := id.NewNamer(q.NameKey)
+	b.crew = newCrew(set.cores, set.large, splitter, namer)
 	readers := make([]*reader, set.readers)
 	for i := range readers {
-		r := newReader(d, splitter, namer, q.ReadOnlyMount)
+		r := newReader(d, splitter, namer, q.ReadOnlyMount, b.crew)
 		r.offer, r.problem, r.hook = b.offer, b.problem, set.hook
 		readers[i] = r
 	}
@@ -412,7 +432,9 @@ func (b *backup) feed(ctx context.Context) error {
 
 func (b *backup) read(ctx context.Context, r *reader) error {
 	for t := range b.tasks {
+		b.crew.busy.Add(1)
 		f, err := r.read(ctx, t.n, t.stat, t.old)
+		b.crew.busy.Add(-1)
 		if err != nil {
 			return err
 		}
@@ -423,8 +445,9 @@ func (b *backup) read(ctx context.Context, r *reader) error {
 	return nil
 }
 
-// offer offers a blob once there is credit for it.
-func (b *backup) offer(ctx context.Context, o Offer, data []byte) error {
+// offer offers a blob once there is credit for it: a copy of data, or data itself
+// if it is lent.
+func (b *backup) offer(ctx context.Context, o Offer, data []byte, lent *semaphore.Weighted) error {
 	if err := b.names.Acquire(ctx, 1); err != nil {
 		return err
 	}
@@ -442,7 +465,12 @@ func (b *backup) offer(ctx context.Context, o Offer, data []byte) error {
 		}
 	}
 	b.unanswered.Add(1)
-	x := &blob{offer: o, buf: append(buffer(box.Head + len(data))[:box.Head], data...)}
+	x := &blob{offer: o, data: data, lent: lent}
+	if lent == nil {
+		x.keep()
+	} else if err := lent.Acquire(ctx, 1); err != nil {
+		return err
+	}
 	return b.put(ctx, message{offer: x})
 }
 
@@ -481,17 +509,20 @@ func (b *backup) group(ctx context.Context) error {
 			switch {
 			case !x.wanted:
 				b.bytes.Release(charge)
-				recycle(x.buf)
+				x.drop()
 			case ref.Length >= box.SmallBlob:
+				if x.lent != nil {
+					x.keep()
+				}
 				g := &bundle{large: x.blob}
 				g.name(x.blob, charge)
 				if err := send(g); err != nil {
 					return err
 				}
 			default:
-				small.group.Add(id.Data, x.data())
+				small.group.Add(id.Data, x.data)
 				small.name(x.blob, charge)
-				recycle(x.buf)
+				x.drop()
 			}
 		}
 		// A group that is not full waits for more, for that is what makes it
@@ -520,7 +551,7 @@ func (b *backup) newGroup() *bundle {
 
 // name says that x is in the bundle.
 func (g *bundle) name(x *blob, charge int64) {
-	g.blobs = append(g.blobs, BoxBlob{Name: x.offer.Ref.Name, Kind: id.Data, Length: uint32(len(x.data()))})
+	g.blobs = append(g.blobs, BoxBlob{Name: x.offer.Ref.Name, Kind: id.Data, Length: uint32(len(x.data))})
 	g.charge += charge
 }
 

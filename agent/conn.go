@@ -76,7 +76,9 @@ type settings struct {
 	silence time.Duration // the other side is given up after
 	credits credits       // granted, or taken
 
-	readers, packers  int // of the agent
+	cores             int // that the agent may use
+	readers, packers  int
+	large             int // buffers for large files
 	queue             int // length of queues that may be full
 	page, keep, marks int // see walker
 	hook              func(moment, path string) error
@@ -95,7 +97,7 @@ func usual() settings {
 	n := runtime.GOMAXPROCS(0)
 	return settings{
 		silence: time.Minute, credits: fullCredits,
-		readers: min(n+1, 8), packers: min(n, 4), queue: 64,
+		cores: n, readers: min(n+1, 8), packers: min(n, 4), large: min(n+1, 3), queue: 64,
 		page: pageBytes, keep: keepBytes, marks: keepMarks,
 		boxes: min(n, 8),
 	}

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/sys/unix"
 
 	"orlop/chunk"
@@ -26,152 +27,44 @@ const (
 	// The coarsest times that a file system keeps are those of FAT.
 	coarseTimes = 2_000_000_000 // ns
 
-	firstBuffer = 256 << 10 // of a reader; it grows to the largest chunk and as much again
+	onePread = 1 << 20 // as much of a file is asked for at a time
 )
-
-// A cutter cuts one stream into blobs. Data goes in by room and wrote.
-type cutter struct {
-	splitter chunk.Splitter
-	namer    *id.Namer
-	offer    func(ref snapshot.Ref, data []byte) error // data is the cutter's
-	old      []snapshot.Ref                            // cuts to try first
-	refs     uint64                                    // offered so far
-
-	buf  []byte
-	from int // buf[from:] is not cut yet
-}
-
-// reset begins a stream of about size bytes.
-func (c *cutter) reset(size uint64, old []snapshot.Ref) {
-	want := int(min(size, uint64(c.splitter.Max()+firstBuffer)))
-	if cap(c.buf) < want {
-		c.buf = make([]byte, max(want, min(firstBuffer, c.splitter.Max()+firstBuffer)))
-	}
-	c.buf, c.from, c.old, c.refs = c.buf[:0], 0, old, 0
-}
-
-// room returns space for more of the stream.
-func (c *cutter) room() []byte {
-	if len(c.buf) == cap(c.buf) {
-		if c.from == 0 {
-			c.buf = slices.Grow(c.buf, max(firstBuffer, len(c.buf)))
-		} else {
-			n := copy(c.buf, c.buf[c.from:])
-			c.buf, c.from = c.buf[:n], 0
-		}
-	}
-	return c.buf[len(c.buf):cap(c.buf)]
-}
-
-// wrote says that n bytes of room were filled.
-func (c *cutter) wrote(n int) error {
-	c.buf = c.buf[:len(c.buf)+n]
-	for len(c.buf)-c.from >= c.splitter.Max() {
-		if err := c.cut(false); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (c *cutter) write(p []byte) error {
-	for len(p) > 0 {
-		n := copy(c.room(), p)
-		p = p[n:]
-		if err := c.wrote(n); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// finish cuts the end of the stream, or returns all of it if it was never cut
-// and is at most limit bytes long.
-func (c *cutter) finish(limit int) (whole []byte, err error) {
-	if c.refs == 0 && len(c.buf)-c.from <= limit {
-		return slices.Clone(c.buf[c.from:]), nil
-	}
-	for c.from < len(c.buf) {
-		if err := c.cut(true); err != nil {
-			return nil, err
-		}
-	}
-	return nil, nil
-}
-
-// cut offers the first chunk of what is not cut. last says that the buffer
-// holds all that remains of the stream.
-func (c *cutter) cut(last bool) error {
-	p := c.buf[c.from:]
-	if ref, ok := c.oldCut(p, last); ok {
-		return c.found(ref)
-	}
-	c.old = nil // cuts after the first difference would have to be found again
-	n := c.splitter.Next(p)
-	return c.found(snapshot.Ref{Name: c.namer.Blob(id.Data, p[:n]), Length: uint64(n)})
-}
-
-// oldCut returns the next old ref if p begins with what it names. As the same
-// bytes are cut at the same places, that is the chunk the splitter would find;
-// only the last old cut may be there for no better reason than that its stream
-// ended, so it holds only where this one ends too.
-func (c *cutter) oldCut(p []byte, last bool) (snapshot.Ref, bool) {
-	if len(c.old) == 0 {
-		return snapshot.Ref{}, false
-	}
-	ref := c.old[0]
-	n := ref.Length
-	if n == 0 || n > uint64(min(len(p), c.splitter.Max())) {
-		return snapshot.Ref{}, false
-	}
-	if len(c.old) == 1 && (!last || n != uint64(len(p))) {
-		return snapshot.Ref{}, false
-	}
-	if c.namer.Blob(id.Data, p[:n]) != ref.Name {
-		return snapshot.Ref{}, false
-	}
-	c.old = c.old[1:]
-	return ref, true
-}
-
-func (c *cutter) found(ref snapshot.Ref) error {
-	end := c.from + int(ref.Length)
-	err := c.offer(ref, c.buf[c.from:end])
-	c.from = end
-	c.refs++
-	return err
-}
 
 // A reader reads entries, one at a time. Each worker has one.
 type reader struct {
 	dirs          *dirs
 	readOnlyMount bool
-	offer         func(ctx context.Context, o Offer, data []byte) error
+	offer         func(ctx context.Context, o Offer, data []byte, lent *semaphore.Weighted) error
 	problem       func(ctx context.Context, path, reason string) error
 	hook          func(moment, path string) error // of tests
+	crew          *crew
 
-	content cutter
-	sets    cutter // maps and xattrs
+	content *cutter // of the file that is being read
+	small   cutter  // of small files
+	sets    cutter  // of maps and xattrs
 
 	// What the offers now belong to.
 	ctx     context.Context
 	n       uint64
 	attempt uint8
-	role    Role
 
 	list, value []byte // xattrs
 	mapEnd      uint64
 }
 
-func newReader(d *dirs, s chunk.Splitter, n *id.Namer, readOnlyMount bool) *reader {
-	r := &reader{dirs: d, readOnlyMount: readOnlyMount}
-	r.content = cutter{splitter: s, namer: n, offer: func(ref snapshot.Ref, data []byte) error {
-		return r.offer(r.ctx, Offer{r.n, r.attempt, Content, ref}, data)
-	}}
-	r.sets = cutter{splitter: s, namer: n, offer: func(ref snapshot.Ref, data []byte) error {
-		return r.offer(r.ctx, Offer{r.n, r.attempt, r.role, ref}, data)
-	}}
+func newReader(d *dirs, s chunk.Splitter, n *id.Namer, readOnlyMount bool, c *crew) *reader {
+	r := &reader{dirs: d, readOnlyMount: readOnlyMount, crew: c}
+	r.small = cutter{splitter: s, namer: n, most: largeFile}
+	r.sets = cutter{splitter: s, namer: n, most: smallBuffer}
 	return r
+}
+
+// offers makes c offer what it finds, as that part of the entry.
+func (r *reader) offers(c *cutter, role Role) *cutter {
+	c.offer = func(ref snapshot.Ref, data []byte) error {
+		return r.offer(r.ctx, Offer{r.n, r.attempt, role, ref}, data, c.lent)
+	}
+	return c
 }
 
 // fatal marks an error that is not the file's.
@@ -353,9 +246,18 @@ func fresh(now unix.Timespec, s *Stat) bool {
 // returns the size that f then describes.
 func (r *reader) file(f *File, fd int, st *unix.Statx_t, old []snapshot.Ref) (size uint64, err error) {
 	size = min(st.Size, snapshot.MaxSize)
-	r.content.reset(size, old)
-	r.sets.reset(0, nil)
-	r.role, r.mapEnd = Map, 0
+	r.content = &r.small
+	if size >= largeFile {
+		if r.content, err = r.crew.take(r.ctx); err != nil {
+			return 0, fatal{err}
+		}
+		defer func() { r.crew.large <- r.content }()
+	}
+	if err := r.offers(r.content, Content).reset(r.ctx, size, old); err != nil {
+		return 0, fatal{err}
+	}
+	_ = r.offers(&r.sets, Map).reset(r.ctx, 0, nil) // it lends nothing
+	r.mapEnd = 0
 	defer func() { f.Refs[Content], f.Refs[Map] = r.content.refs, r.sets.refs }()
 	if size >= 1<<20 {
 		_ = unix.Fadvise(fd, 0, 0, unix.FADV_SEQUENTIAL)
@@ -420,7 +322,7 @@ func (r *reader) mapExtent(x snapshot.Extent) error {
 	if x.Length == 0 {
 		return nil
 	}
-	if err := r.sets.write(snapshot.AppendExtent(nil, r.mapEnd, x)); err != nil {
+	if err := r.sets.write(r.ctx, snapshot.AppendExtent(nil, r.mapEnd, x)); err != nil {
 		return fatal{err}
 	}
 	r.mapEnd = x.End()
@@ -430,15 +332,16 @@ func (r *reader) mapExtent(x snapshot.Extent) error {
 // extent reads x into the content and returns how much of it there was.
 func (r *reader) extent(f *File, fd int, x snapshot.Extent) (uint64, error) {
 	for done := uint64(0); done < x.Length; {
-		p := r.content.room()
-		p = p[:min(uint64(len(p)), x.Length-done, 1<<20)]
-		n, err := unix.Pread(fd, p, int64(x.Offset+done))
-		switch {
-		case errors.Is(err, unix.EINTR):
-			continue
-		case err != nil:
+		p, err := r.content.room(r.ctx)
+		if err != nil {
+			return 0, fatal{err}
+		}
+		p = p[:min(uint64(len(p)), x.Length-done)]
+		n, err := r.pread(fd, p, x.Offset+done)
+		if err != nil {
 			return 0, err
-		case n == 0:
+		}
+		if n == 0 {
 			return done, nil
 		}
 		done += uint64(n)
@@ -451,6 +354,46 @@ func (r *reader) extent(f *File, fd int, x snapshot.Extent) (uint64, error) {
 		}
 	}
 	return x.Length, nil
+}
+
+// pread fills p with what is at off, or as much of it as there is.
+func (r *reader) pread(fd int, p []byte, off uint64) (int, error) {
+	if len(p) <= onePread {
+		return pread(fd, p, off)
+	}
+	got := make([]int, (len(p)+onePread-1)/onePread)
+	errs := make([]error, len(got))
+	each(r.crew.fork(), len(got), func(i int) {
+		at := i * onePread
+		got[i], errs[i] = pread(fd, p[at:min(at+onePread, len(p))], off+uint64(at))
+	})
+	n := 0
+	for i := range got {
+		n += got[i]
+		if errs[i] != nil && n == 0 {
+			return 0, errs[i]
+		}
+		if got[i] < onePread {
+			break
+		}
+	}
+	return n, nil
+}
+
+func pread(fd int, p []byte, off uint64) (n int, err error) {
+	for n < len(p) {
+		m, err := unix.Pread(fd, p[n:], int64(off)+int64(n))
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case err != nil && n > 0, m == 0:
+			return n, nil // the next one fails again
+		case err != nil:
+			return 0, err
+		}
+		n += m
+	}
+	return n, nil
 }
 
 // nextExtent returns the first data of fd in [off, size), empty if there is
@@ -538,10 +481,9 @@ func (r *reader) xattrs(f *File, fd int, s *Stat) error {
 		f.Xattrs = set
 		return nil
 	}
-	r.role = Xattrs
-	r.sets.reset(uint64(len(encoded)), nil)
+	_ = r.offers(&r.sets, Xattrs).reset(r.ctx, uint64(len(encoded)), nil)
 	defer func() { f.Refs[Xattrs] = r.sets.refs }()
-	if err := r.sets.write(encoded); err != nil {
+	if err := r.sets.write(r.ctx, encoded); err != nil {
 		return fatal{err}
 	}
 	if _, err := r.sets.finish(0); err != nil {

@@ -83,14 +83,31 @@ func unknown(a Algorithm) error {
 // A Splitter finds cuts. It keeps nothing between calls and may be used
 // concurrently.
 type Splitter interface {
-	// Next returns the length of the first chunk of p. A chunk must begin
-	// where p does, and p must hold at least Max bytes or all that remains
-	// of the stream. The length is 1 to min(len(p), Max), and 0 only if p is
-	// empty.
-	Next(p []byte) int
+	// Next returns the length of the first chunk of p, 1 to min(len(p), Max).
+	// A chunk must begin where p does. If there is more of the stream than p,
+	// and the chunk may reach beyond it, Next returns 0; it does not if p
+	// holds Max bytes. It returns 0 if p is empty.
+	Next(p []byte, more bool) int
 
 	// Max returns the length of the longest possible chunk.
 	Max() int
+
+	// Cuts appends to dst the lengths of all chunks of p that Next would find
+	// one after the other. The work is shared out by fork, as far as it can be.
+	Cuts(dst []int, p []byte, more bool, fork Fork) []int
+}
+
+// A Fork calls task(0), ..., task(n-1), several at a time, and returns when
+// all have returned.
+type Fork func(n int, task func(i int))
+
+// cuts is Cuts for one who cannot share, or has nothing to share.
+func cuts(s Splitter, dst []int, p []byte, more bool) []int {
+	for n := s.Next(p, more); n > 0; n = s.Next(p, more) {
+		dst = append(dst, n)
+		p = p[n:]
+	}
+	return dst
 }
 
 // New returns the splitter that c and a secret of the repository determine.
@@ -102,4 +119,16 @@ func New(c Config, secret [32]byte) (Splitter, error) {
 		return newGear(c, secret), nil
 	}
 	return newRabin(c, secret)
+}
+
+// ahead returns what of p the next chunk can have, and what Next returns if it
+// finds no cut in it.
+func ahead(p []byte, more bool, longest int) (rest []byte, end int) {
+	switch {
+	case len(p) >= longest:
+		return p[:longest], longest
+	case more:
+		return p, 0
+	}
+	return p, len(p)
 }

@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/restic/chunker"
@@ -30,16 +32,6 @@ func mustNew(t testing.TB, c Config, secret byte) Splitter {
 		t.Fatal(err)
 	}
 	return s
-}
-
-// cuts returns the lengths of the chunks of p.
-func cuts(s Splitter, p []byte) (lengths []int) {
-	for len(p) > 0 {
-		n := s.Next(p)
-		lengths = append(lengths, n)
-		p = p[n:]
-	}
-	return lengths
 }
 
 func config(a Algorithm) *rapid.Generator[Config] {
@@ -84,22 +76,79 @@ func TestChunksFillTheirStreamWithinBounds(t *testing.T) {
 			}
 			p := stream(t)
 			for len(p) > 0 {
-				n := s.Next(p)
+				n := s.Next(p, false)
 				last := n == len(p)
 				if n < 1 || n > len(p) || n > c.Max || n < c.Min && !last {
 					t.Fatalf("%+v: chunk of %d bytes, %d remained", c, n, len(p))
 				}
 				// What follows the longest possible chunk has no say.
-				if m := s.Next(p[:min(len(p), s.Max())]); m != n {
+				if m := s.Next(p[:min(len(p), s.Max())], len(p) > s.Max()); m != n {
 					t.Fatalf("%+v: %d with more to come, %d without", c, n, m)
 				}
 				p = p[n:]
 			}
-			if n := s.Next(nil); n != 0 {
+			if n := s.Next(nil, false); n != 0 {
 				t.Fatalf("chunk of %d bytes in nothing", n)
 			}
 		}))
 	}
+}
+
+// However a stream comes in, and whoever else looks for cuts in it.
+func TestCutsAreThoseOfOneNextAfterTheOther(t *testing.T) {
+	for _, a := range algorithms {
+		t.Run(string(a), rapid.MakeCheck(func(t *rapid.T) {
+			c := config(a).Draw(t, "config")
+			s, err := New(c, [32]byte{rapid.Byte().Draw(t, "secret")})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if g, ok := s.(*gear); ok {
+				g.share = rapid.IntRange(1, 20_000).Draw(t, "share")
+			}
+			fork := rapid.SampledFrom([]Fork{backwards, atOnce}).Draw(t, "fork")
+			p := stream(t)
+			want := cuts(s, nil, p, false)
+			size := c.Max + rapid.IntRange(0, 4*c.Max).Draw(t, "buffer")
+			var got []int
+			for buf := []byte(nil); ; {
+				n := min(len(p), size-len(buf), rapid.IntRange(1, size).Draw(t, "piece"))
+				buf, p = append(buf, p[:n]...), p[n:]
+				had := len(got)
+				if more := len(p) > 0; rapid.Bool().Draw(t, "shared") {
+					got = s.Cuts(got, buf, more, fork)
+				} else {
+					got = cuts(s, got, buf, more)
+				}
+				for _, n := range got[had:] {
+					buf = buf[n:]
+				}
+				if len(p) == 0 {
+					break
+				}
+				if len(buf) >= c.Max {
+					t.Fatalf("%+v: nothing cut from %d bytes", c, len(buf))
+				}
+			}
+			if !slices.Equal(got, want) {
+				t.Fatalf("%+v:\n%v\nwant %v", c, got, want)
+			}
+		}))
+	}
+}
+
+func backwards(n int, task func(int)) {
+	for i := range n {
+		task(n - 1 - i)
+	}
+}
+
+func atOnce(n int, task func(int)) {
+	var all sync.WaitGroup
+	for i := range n {
+		all.Go(func() { task(i) })
+	}
+	all.Wait()
 }
 
 // The reference is the definition in docs/format.md, with none of the
@@ -136,7 +185,7 @@ func TestGearCutsAreThoseOfItsDefinition(t *testing.T) {
 					want = n
 				}
 			}
-			if got := s.Next(p); got != want {
+			if got := s.Next(p, false); got != want {
 				t.Fatalf("%+v: cut at %d, want %d", c, got, want)
 			}
 			p = p[want:]
@@ -160,7 +209,7 @@ func TestRabinCutsAreThoseOfResticsChunker(t *testing.T) {
 		theirs := chunker.New(bytes.NewReader(p), pol,
 			chunker.WithAverageBits(averageBits(c)),
 			chunker.WithBoundaries(uint(c.Min), uint(c.Max)))
-		for i, n := range cuts(s, p) {
+		for i, n := range cuts(s, nil, p, false) {
 			want, err := theirs.Next(nil)
 			if err != nil || uint(n) != want.Length {
 				t.Fatalf("%+v: chunk %d is %d bytes, theirs %d, %v", c, i, n, want.Length, err)
@@ -188,13 +237,13 @@ func TestCutsFallBackIntoStepAfterAnEdit(t *testing.T) {
 
 			have := map[string]bool{}
 			for p := old; len(p) > 0; {
-				n := s.Next(p)
+				n := s.Next(p, false)
 				have[string(p[:n])] = true
 				p = p[n:]
 			}
 			fresh := 0
 			for p := edited; len(p) > 0; {
-				n := s.Next(p)
+				n := s.Next(p, false)
 				if !have[string(p[:n])] {
 					fresh += n
 				}
@@ -219,12 +268,12 @@ func TestEqualContentFromAChunkStartIsCutEqually(t *testing.T) {
 			tail := random(rapid.Byte().Draw(t, "tail"), 50_000)
 			head := random(rapid.Byte().Draw(t, "head"), rapid.IntRange(0, 10_000).Draw(t, "n"))
 			whole := append(head[:len(head):len(head)], tail...)
-			for p := whole; len(p) > 0; p = p[s.Next(p):] {
+			for p := whole; len(p) > 0; p = p[s.Next(p, false):] {
 				if len(p) > len(tail) {
 					continue
 				}
 				// The first chunk that begins within the tail.
-				if got, want := cuts(s, bytes.Clone(p)), cuts(s, p); fmt.Sprint(got) != fmt.Sprint(want) {
+				if got, want := cuts(s, nil, bytes.Clone(p), false), cuts(s, nil, p, false); fmt.Sprint(got) != fmt.Sprint(want) {
 					t.Fatalf("cut %v on its own, %v within a stream", got, want)
 				}
 				return
@@ -239,12 +288,12 @@ func TestDifferentSecretsCutDifferently(t *testing.T) {
 		c := Config{a, 1 << 10, 4 << 10, 16 << 10}
 		ends := map[int]bool{}
 		at := 0
-		for _, n := range cuts(mustNew(t, c, 1), p) {
+		for _, n := range cuts(mustNew(t, c, 1), nil, p, false) {
 			at += n
 			ends[at] = true
 		}
 		at, shared := 0, 0
-		theirs := cuts(mustNew(t, c, 2), p)
+		theirs := cuts(mustNew(t, c, 2), nil, p, false)
 		for _, n := range theirs {
 			at += n
 			if ends[at] {
@@ -262,7 +311,7 @@ func TestMeanChunkOfRandomBytesIsNearAvg(t *testing.T) {
 	for _, a := range algorithms {
 		for _, minimum := range []int{256, 1 << 10, 2 << 10} {
 			c := Config{a, minimum, 4 << 10, 16 << 10}
-			mean := float64(len(p)) / float64(len(cuts(mustNew(t, c, 3), p))) / float64(c.Avg)
+			mean := float64(len(p)) / float64(len(cuts(mustNew(t, c, 3), nil, p, false))) / float64(c.Avg)
 			// Gear is placed to the second order; rabin has powers of two.
 			low, high := 0.97, 1.03
 			if a == Rabin {
@@ -297,7 +346,7 @@ func TestCutsAreThoseOfVersion1(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		lengths := cuts(s, p)
+		lengths := cuts(s, nil, p, false)
 		first := fmt.Sprint(lengths[:6])
 		all := fmt.Sprintf("%x", sha256.Sum256(fmt.Append(nil, lengths)))[:16]
 		if first != tt.first || all != tt.all {

@@ -1,6 +1,9 @@
 package chunk
 
-import "math/rand/v2"
+import (
+	"math/rand/v2"
+	"slices"
+)
 
 // window is how many bytes a gear decision looks back: a 64-bit hash that is
 // doubled at every byte has forgotten a byte after 64 of them.
@@ -22,6 +25,7 @@ const level = 2
 type gear struct {
 	min, normal, max int
 	hard, easy       uint64
+	share            int // of a task, in bytes
 	table            [256]uint64
 }
 
@@ -35,6 +39,8 @@ func newGear(c Config, secret [32]byte) *gear {
 		// apart agree again.
 		hard: 1 << 63 / uint64(c.Avg) << 1 >> level,
 		easy: 1 << 63 / uint64(c.Avg) << 1 << level,
+
+		share: share,
 	}
 	r := rand.NewChaCha8(secret)
 	for i := range g.table {
@@ -59,12 +65,10 @@ func normal(minimum, avg int) int {
 func (g *gear) Max() int { return g.max }
 
 // Next implements Splitter.
-func (g *gear) Next(p []byte) int {
-	if len(p) > g.max {
-		p = p[:g.max]
-	}
+func (g *gear) Next(p []byte, more bool) int {
+	p, end := ahead(p, more, g.max)
 	if len(p) <= g.min {
-		return len(p)
+		return end
 	}
 	// A cut at n is judged by the bytes before n, so the first hash wanted
 	// is that of p[min-window:min].
@@ -78,14 +82,14 @@ func (g *gear) Next(p []byte) int {
 	if n > 0 {
 		return mid + n
 	}
-	return len(p)
+	return end
 }
 
 // lane is how many bytes each half of a block has in scan.
 const lane = 4096
 
-// scan returns how many bytes of p bring the hash below limit, or 0 and the
-// hash after all of p.
+// scan returns how many bytes of p bring the hash below limit, or 0 if all of
+// them do not, and the hash after them.
 //
 // Doubling and adding take two cycles that nothing can shorten, since each
 // hash needs the one before; so two halves of a block are hashed side by side,
@@ -103,8 +107,8 @@ func scan(table *[256]uint64, p []byte, h, limit uint64) (int, uint64) {
 			}
 			g = g<<1 + table[b[i]]
 			if g < limit {
-				if n, _ := step(table, a[i+1:], h, limit); n > 0 {
-					return done + i + 1 + n, 0
+				if n, h := step(table, a[i+1:], h, limit); n > 0 {
+					return done + i + 1 + n, h
 				}
 				return done + lane + i + 1, g
 			}
@@ -135,4 +139,61 @@ func warm(table *[256]uint64, p []byte) (h uint64) {
 		h = h<<1 + table[b]
 	}
 	return h
+}
+
+// share is how many bytes one task of a Fork looks through: some 400 us of work,
+// against a few for handing it out.
+const share = 1 << 20
+
+// A mark is a place at which a cut may be: its hash is below the easy limit.
+type mark struct {
+	at   int // bytes before it
+	hard bool
+}
+
+// Cuts implements Splitter. As a hash knows no more than the bytes of its
+// window, all places at which there can be cuts are found side by side, some
+// four in a mean chunk; going through those is all that must be done in order.
+// It looks at the bytes within Min of a cut too, which Next passes over: a
+// third more work in all at the default sizes.
+func (g *gear) Cuts(dst []int, p []byte, more bool, fork Fork) []int {
+	n := (len(p) + g.share - 1) / g.share
+	if n < 2 {
+		return cuts(g, dst, p, more)
+	}
+	marks := make([][]mark, n)
+	fork(n, func(i int) { marks[i] = g.marks(p, i*g.share, min((i+1)*g.share, len(p))) })
+	all := slices.Concat(marks...)
+	for from := 0; ; {
+		rest, end := ahead(p[from:], more, g.max)
+		for len(all) > 0 && (all[0].at < from+g.min || all[0].at <= from+g.normal && !all[0].hard) {
+			all = all[1:]
+		}
+		n := end
+		if len(all) > 0 && all[0].at <= from+len(rest) {
+			n = all[0].at - from
+		}
+		if n == 0 {
+			return dst
+		}
+		dst = append(dst, n)
+		from += n
+	}
+}
+
+// marks returns the marks after from and up to to.
+func (g *gear) marks(p []byte, from, to int) (found []mark) {
+	at := max(from, window-1) // the next place is the first with a window before it
+	if at >= to {
+		return nil
+	}
+	h := warm(&g.table, p[at-window+1:at])
+	for {
+		n, next := scan(&g.table, p[at:to], h, g.easy)
+		if n == 0 {
+			return found
+		}
+		at, h = at+n, next
+		found = append(found, mark{at, h < g.hard})
+	}
 }

@@ -40,21 +40,23 @@ func averageBits(c Config) int {
 func (r *rabin) Max() int { return r.max }
 
 // Next implements Splitter.
-func (r *rabin) Next(p []byte) int {
-	if len(p) > r.max {
-		p = p[:r.max]
-	}
+func (r *rabin) Next(p []byte, more bool) int {
+	p, end := ahead(p, more, r.max)
 	if len(p) <= r.min {
-		return len(p)
+		return end
 	}
 	c := r.pool.Get().(*chunker.BaseChunker)
 	n := c.NextSplitPoint(p)
 	if n < 0 {
 		// Without a cut the chunker waits for more of this chunk and cannot
 		// be told that there is none; a new one is made when next wanted.
-		// It happens once a stream.
-		return len(p)
+		// It happens once a stream, or once a buffer of it.
+		return end
 	}
 	r.pool.Put(c)
 	return n
 }
+
+// Cuts implements Splitter. restic's chunker can only go from cut to cut, so
+// there is nothing to share.
+func (r *rabin) Cuts(dst []int, p []byte, more bool, _ Fork) []int { return cuts(r, dst, p, more) }
