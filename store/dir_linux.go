@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -22,6 +23,37 @@ func tmpfile(dir *os.File) (*os.File, error) {
 		return nil, errors.ErrUnsupported
 	}
 	return f, err
+}
+
+// directUnit is what addresses, offsets and lengths must be multiples of to
+// suit nearly every device and file system. Packs of 4 MiB and more are, and so
+// is the memory of large slices.
+const directUnit = 4 << 10
+
+// bypass makes writes of data to f go past the page cache, or returns an error
+// if they cannot.
+func bypass(f *os.File, data []byte) error {
+	if len(data)%directUnit != 0 || uintptr(unsafe.Pointer(unsafe.SliceData(data)))%directUnit != 0 {
+		return errors.ErrUnsupported
+	}
+	return setFlag(f, unix.O_DIRECT, unix.O_DIRECT)
+}
+
+// unbypass takes bypass back.
+func unbypass(f *os.File) error { return setFlag(f, unix.O_DIRECT, 0) }
+
+func setFlag(f *os.File, flag, value int) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	cerr := raw.Control(func(fd uintptr) {
+		var flags int
+		if flags, err = unix.FcntlInt(fd, unix.F_GETFL, 0); err == nil {
+			_, err = unix.FcntlInt(fd, unix.F_SETFL, flags&^flag|value)
+		}
+	})
+	return errors.Join(cerr, err)
 }
 
 // linkUnnamed names a file of tmpfile. It goes through /proc: AT_EMPTY_PATH

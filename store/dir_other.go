@@ -15,3 +15,7 @@ func renameNoReplace(*os.File, string, string) error { return errors.ErrUnsuppor
 
 // cachesListings cannot tell, and a needless touch is cheap.
 func cachesListings(*os.File) bool { return true }
+
+func bypass(*os.File, []byte) error { return errors.ErrUnsupported }
+
+func unbypass(*os.File) error { return nil }

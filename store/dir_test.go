@@ -91,6 +91,7 @@ syncdir known`,
 			"an object of 9 MiB", "a file system with everything",
 			func(d *store.Dir) error { return d.Put(t.Context(), "known/big", make([]byte, 9<<20)) },
 			`tmpfile known
+direct known/big
 write known/big
 write known/big
 write known/big
@@ -122,6 +123,27 @@ sync known/b
 link known/b
 rename known/b
 remove known
+syncdir known`,
+		},
+		{
+			"a pack goes past the cache", "a file system with everything",
+			func(d *store.Dir) error { return d.Put(t.Context(), "known/b", make([]byte, 6<<20)) },
+			`tmpfile known
+direct known/b
+write known/b
+write known/b
+sync known/b
+link known/b
+syncdir known`,
+		},
+		{
+			"an odd length does not", "a file system with everything",
+			func(d *store.Dir) error { return d.Put(t.Context(), "known/b", make([]byte, 1<<20+1)) },
+			`tmpfile known
+direct known/b
+write known/b
+sync known/b
+link known/b
 syncdir known`,
 		},
 		{
