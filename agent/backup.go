@@ -117,7 +117,7 @@ type bundle struct {
 }
 
 type packed struct {
-	box    Box
+	box    Box // its frame is the buffer of the payload
 	charge int64
 }
 
@@ -570,17 +570,51 @@ func (b *backup) pack(ctx context.Context) error {
 		}
 		p := &packed{box: Box{Blobs: g.blobs}, charge: g.charge}
 		if g.large != nil {
-			dst := buffer(len(g.large.buf) + box.Slack)
-			p.box.Codec, p.box.Raw, p.box.Payload = e.Wrap(id.Data, g.large.buf, dst)
+			room := buffer(len(g.large.buf) + box.Slack)
+			p.box.Codec, p.box.Raw, p.box.Payload = e.Wrap(id.Data, g.large.buf, room)
+			if p.box.Codec == box.Stored { // then it is part of the blob's buffer
+				room, g.large.buf = g.large.buf, room
+			}
+			p.box.frame = room
 			recycle(g.large.buf)
 		} else {
 			p.box.Codec, p.box.Raw, p.box.Payload = g.group.Finish(e, buffer(g.group.Raw()+box.Slack))
+			p.box.frame = p.box.Payload
 			g.group.Reset()
 			b.builders <- g.group // never full: it holds all there can be
 		}
 		if err := b.put(ctx, message{box: p}); err != nil {
 			return err
 		}
+	}
+}
+
+// send sends a box, and lets go of its payload.
+func (b *backup) send(ctx context.Context, x *Box) error {
+	head := appendBoxHead(nil, x)
+	if b.set.beside == nil {
+		err := b.conn.write(frameBox, head, x.Payload)
+		recycle(x.frame)
+		return err
+	}
+	if err := b.conn.write(frameBox, head); err != nil {
+		return err
+	}
+	p := payload{x.Payload, x.frame}
+	select {
+	case b.set.beside <- p:
+		return nil
+	default:
+	}
+	// It is full of payloads whose frames may be in the stream's buffer yet.
+	if err := b.conn.flush(); err != nil {
+		return err
+	}
+	select {
+	case b.set.beside <- p:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 
@@ -634,11 +668,9 @@ func (b *backup) write(ctx context.Context) error {
 			b.window.filed(m.from)
 		case m.box != nil:
 			b.end.Boxes++
-			scratch = appendBoxHead(scratch[:0], &m.box.box)
-			if err := b.conn.write(frameBox, scratch, m.box.box.Payload); err != nil {
+			if err := b.send(ctx, &m.box.box); err != nil {
 				return err
 			}
-			recycle(m.box.box.Payload)
 			b.bytes.Release(m.box.charge)
 		case m.problem != nil:
 			b.end.Problems++

@@ -84,7 +84,15 @@ type settings struct {
 	hook              func(moment, path string) error
 
 	boxes int // workers of the host that check boxes
+
+	// beside carries the payloads of boxes, in the order of their frames, if
+	// both sides are in one process. The kernel need not copy them twice.
+	beside chan payload
 }
+
+// A payload is a box's, and the buffer it is part of, which the receiver
+// recycles.
+type payload struct{ bytes, buffer []byte }
 
 // The memory of a walk, whatever it walks over.
 const (

@@ -326,6 +326,15 @@ func (b *receiving) box(ctx context.Context, body []byte) error {
 	if err != nil {
 		return err
 	}
+	if beside := b.client.conn.set.beside; beside != nil {
+		recycle(x.frame)
+		select {
+		case p := <-beside:
+			x.Payload, x.frame = p.bytes, p.buffer
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 	if err := b.arrive(x); err != nil {
 		return err
 	}

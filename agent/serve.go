@@ -21,8 +21,10 @@ func Local(ctx context.Context) (*Client, error) {
 	host, agent := os.NewFile(uintptr(fds[0]), "host"), os.NewFile(uintptr(fds[1]), "agent")
 	served := make(chan error, 1)
 	// Not ctx: the agent ends with the stream, which Close closes.
-	go func() { served <- Serve(context.WithoutCancel(ctx), agent) }()
-	c, err := NewClient(ctx, host, TransportLocal)
+	set := usual()
+	set.beside = make(chan payload, set.queue)
+	go func() { served <- serve(context.WithoutCancel(ctx), agent, set) }()
+	c, err := newClient(ctx, host, TransportLocal, set)
 	if err != nil {
 		<-served
 		return nil, err

@@ -105,8 +105,9 @@ const Head = 16
 const Slack = 512
 
 // Wrap does what a Builder of one blob does, without a copy of it: buf is Head
-// bytes, which are lost, and then the blob. The payload is appended to dst. It
-// panics if the plaintext would be longer than [MaxRaw].
+// bytes, which are lost, and then the blob. The payload is appended to dst, or
+// is part of buf if the codec is Stored. It panics if the plaintext would be
+// longer than [MaxRaw].
 func (e *Encoder) Wrap(kind id.Kind, buf, dst []byte) (codec Codec, raw int, payload []byte) {
 	if !kind.Valid() {
 		panic("box: blob of no kind")
@@ -117,8 +118,12 @@ func (e *Encoder) Wrap(kind id.Kind, buf, dst []byte) (codec Codec, raw int, pay
 		panic("box: more than a box can hold")
 	}
 	copy(plain, table)
-	codec, payload = e.encode(dst, plain)
-	return codec, len(plain), payload
+	if e.shrinks(plain) {
+		if dst, ok := e.shrink(dst, plain); ok {
+			return Zstd, len(plain), dst
+		}
+	}
+	return Stored, len(plain), plain
 }
 
 // plain returns the plaintext; it is valid until the next Add or Reset.

@@ -2,6 +2,8 @@ package box
 
 import (
 	"bytes"
+	"encoding/hex"
+	"math/rand/v2"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -9,23 +11,49 @@ import (
 	"orlop/id"
 )
 
-// Wrap makes the very box that a Builder makes of the same blob.
+// Wrap makes the very box that a Builder makes of the same blob, and copies
+// nothing that it can leave where it is.
 func TestWrapIsABoxOfOneBlob(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		data := bytes.Repeat(rapid.SliceOfN(rapid.Byte(), 1, 300).Draw(t, "data"), rapid.IntRange(1, 2000).Draw(t, "times"))
+		if rapid.Bool().Draw(t, "noise") {
+			_, _ = rand.NewChaCha8([32]byte{}).Read(data)
+		}
 		kind := rapid.SampledFrom([]id.Kind{id.Data, id.List, id.Node}).Draw(t, "kind")
 		e := NewEncoder()
 		var b Builder
 		b.Add(kind, data)
 		codec, raw, payload := b.Finish(e, nil)
-		room := make([]byte, 0, Head+len(data)+Slack)
-		codec2, raw2, payload2 := e.Wrap(kind, append(make([]byte, Head), data...), room)
+		buf, room := append(make([]byte, Head), data...), make([]byte, 0, Head+len(data)+Slack)
+		codec2, raw2, payload2 := e.Wrap(kind, buf, room)
 		if codec != codec2 || raw != raw2 || !bytes.Equal(payload, payload2) {
 			t.Fatalf("a box of codec %v, %d raw, %d bytes; the builder's is %v, %d, %d",
 				codec2, raw2, len(payload2), codec, raw, len(payload))
 		}
-		if &payload2[0] != &room[:1][0] {
-			t.Fatal("a payload with room for it was put elsewhere")
+		if codec == Zstd && &payload2[0] != &room[:1][0] || codec == Stored && &payload2[raw-1] != &buf[len(buf)-1] {
+			t.Fatal("the payload was put elsewhere")
 		}
 	})
+}
+
+// What only part of a large blob is like is seen all the same.
+func TestWrapSeesWhatShrinks(t *testing.T) {
+	for name, fill := range map[string]func(p []byte){
+		"a tenth of zeros at the start":    func(p []byte) { clear(p[:len(p)/10]) },
+		"a quarter of zeros at the end":    func(p []byte) { clear(p[3*len(p)/4:]) },
+		"a quarter of zeros in the middle": func(p []byte) { clear(p[len(p)/3 : len(p)/3+len(p)/4]) },
+		"hex digits":                       func(p []byte) { copy(p, hex.EncodeToString(p[:len(p)/2])) },
+		"every other page is zeros": func(p []byte) {
+			for i := 0; i+8192 <= len(p); i += 8192 {
+				clear(p[i : i+4096])
+			}
+		},
+	} {
+		data := make([]byte, 1<<20)
+		_, _ = rand.NewChaCha8([32]byte{}).Read(data)
+		fill(data)
+		if codec, _, _ := NewEncoder().Wrap(id.Data, append(make([]byte, Head), data...), nil); codec != Zstd {
+			t.Errorf("%s: %v", name, codec)
+		}
+	}
 }
