@@ -126,13 +126,14 @@ func (b *bench) step(ctx context.Context, p *place, st step) error {
 				continue
 			}
 			b.say("%-9s %-9s %d/%d  %-13s %8.2f s  cpu %8.2f s  memory %5d MB  written %6d MB%s",
-				p.name, st, round, b.runs, t.name(), u.Wall, u.CPU(), u.Peak>>20, u.Written>>20, stored(st, u))
+				p.name, st, round, b.runs, t.name(), u.Wall, u.CPU(), u.Peak>>20, u.Written>>20, growth(st, u))
 		}
 	}
 	return nil
 }
 
-func stored(st step, s sample) string {
+// growth tells what a backup stored.
+func growth(st step, s sample) string {
 	if !st.isBackup() || s.Repository == 0 {
 		return ""
 	}

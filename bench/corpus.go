@@ -8,9 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
 )
 
 // A corpus is a tree of files to back up.
@@ -70,8 +68,13 @@ var corpusNames = []string{"source", "postgres", "media", "logs", "image", "many
 // corpora returns all corpora of a scale.
 func corpora(sc scale) map[string]*corpus {
 	all := map[string]*corpus{
-		"source": source(sc),
-		"media":  media(sc.media),
+		"source":   source(sc),
+		"postgres": postgres(sc.pgscale),
+		"media":    media(sc.media),
+		"logs":     logs(sc.logs),
+		"image":    image(sc.image),
+		"many":     tinyFiles(sc.many),
+		"some":     tinyFiles(max(sc.many/100, 1)),
 	}
 	for name, c := range all {
 		c.name = name
@@ -108,105 +111,4 @@ func (c *corpus) ready(ctx context.Context, work string, say func(format string,
 		return "", fmt.Errorf("build corpus %s: %w", c.name, err)
 	}
 	return dir, os.Rename(half, dir)
-}
-
-// source is many small files: all of Go's own tree and of /usr/share, or Go's
-// library alone.
-func source(sc scale) *corpus {
-	roots := []string{filepath.Join(goroot(), "src")}
-	if sc.whole {
-		roots = []string{goroot(), "/usr/share"}
-	} else if sc.many < quick.many {
-		roots = []string{filepath.Join(goroot(), "src", "archive")}
-	}
-	return &corpus{
-		about: "copy of " + strings.Join(roots, " and "),
-		steps: []step{first, unchanged, touched, check, restore, update},
-		recipe: func() (string, error) {
-			recipe := "source 1"
-			for _, root := range roots {
-				f, err := measureTree(root)
-				if err != nil {
-					return "", err
-				}
-				recipe += fmt.Sprint(" ", root, " ", f)
-			}
-			return recipe, nil
-		},
-		missing: func() string {
-			if goroot() == "" {
-				return "the go command is needed to find GOROOT"
-			}
-			return ""
-		},
-		build: func(ctx context.Context, dir string) error {
-			_, err := run(ctx, command{args: append(append([]string{"cp", "-a"}, roots...), dir), env: os.Environ()})
-			return err
-		},
-		change: func(_ context.Context, dir string, round int) error {
-			return differ(dir, uint64(round))
-		},
-	}
-}
-
-func goroot() string {
-	out, err := exec.Command("go", "env", "GOROOT").Output()
-	if err != nil {
-		return ""
-	}
-	return strings.TrimSpace(string(out))
-}
-
-// media is large files that do not compress: from half a megabyte to 256 MiB.
-func media(total int64) *corpus {
-	return &corpus{
-		about:   fmt.Sprintf("%s of random bytes in files of up to 256 MiB", size(total)),
-		steps:   []step{first, unchanged, touched, check, restore},
-		recipe:  fixed(fmt.Sprint("media 1 ", seed, total)),
-		missing: nothingMissing,
-		build: func(_ context.Context, dir string) error {
-			g := generator("media", 0)
-			r := rand.New(g)
-			for i := 0; total > 0; i++ {
-				n := min(total, int64(512<<10)<<r.IntN(10)+r.Int64N(512<<10))
-				if err := writeFile(filepath.Join(dir, fmt.Sprintf("%02d", i%7), fmt.Sprintf("clip-%04d.mp4", i)), n, g); err != nil {
-					return err
-				}
-				total -= n
-			}
-			return nil
-		},
-		change: func(_ context.Context, dir string, round int) error {
-			// A new one, and one that is gone.
-			all, err := files(dir)
-			if err != nil || len(all) == 0 {
-				return err
-			}
-			if err := os.Remove(all[round*7%len(all)]); err != nil {
-				return err
-			}
-			return writeFile(filepath.Join(dir, fmt.Sprintf("new-%d.mp4", round)), 2<<20, generator("media", round))
-		},
-	}
-}
-
-// writeFile makes a file of n random bytes, and the directory it is in.
-func writeFile(path string, n int64, g *rand.ChaCha8) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
-	}
-	f, err := os.Create(path)
-	if err != nil {
-		return err
-	}
-	p := make([]byte, 1<<20)
-	for ; n > 0; n -= int64(len(p)) {
-		p = p[:min(n, int64(len(p)))]
-		_, _ = g.Read(p)
-		if _, err := f.Write(p); err != nil {
-			_ = f.Close()
-			return err
-		}
-	}
-	return f.Close()
 }

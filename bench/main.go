@@ -39,7 +39,10 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	err := execute(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	o, err := parse(os.Args[1:], os.Stderr)
+	if err == nil {
+		err = o.run(ctx, os.Stdout, os.Stderr)
+	}
 	interrupted := ctx.Err() != nil
 	stop()
 	switch {
@@ -55,6 +58,7 @@ func main() {
 
 // options are the flags.
 type options struct {
+	args    []string
 	scale   scale
 	corpora []string
 	steps   []step // nil: those that tell something about a corpus
@@ -70,7 +74,7 @@ type options struct {
 func parse(args []string, stderr io.Writer) (options, error) {
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	f.SetOutput(stderr)
-	var o options
+	o := options{args: args}
 	corpusList := f.String("corpus", "all", "corpora, with commas between: "+strings.Join(corpusNames, ", ")+", all")
 	stepList := f.String("step", "", "steps, with commas between: first, unchanged, changed, touched, check, restore, update, all (default: of each corpus those that tell something)")
 	peerList := f.String("peers", "all", "peers, with commas between: "+strings.Join(peerNames(), ", ")+", all, none, and NAME=PATH for another version of one, such as restic-0.19=/opt/restic")
@@ -126,11 +130,9 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	return o, nil
 }
 
-func execute(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-	o, err := parse(args, stderr)
-	if err != nil {
-		return err
-	}
+// run measures what the options say, and prints and keeps what it found, also
+// if it is interrupted.
+func (o options) run(ctx context.Context, stdout, stderr io.Writer) error {
 	say := func(format string, args ...any) { fmt.Fprintf(stderr, format+"\n", args...) }
 	if _, err := os.Stat(o.orlop); err != nil {
 		return fmt.Errorf("find orlop (make build makes it, -orlop says where it is): %w", err)
@@ -146,7 +148,7 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) error
 
 	began := time.Now()
 	r := &results{
-		Date: began.UTC().Truncate(time.Second), Commit: commit(ctx), Command: strings.Join(append([]string{"go run ./bench"}, args...), " "),
+		Date: began.UTC().Truncate(time.Second), Commit: commit(ctx), Command: strings.Join(append([]string{"go run ./bench"}, o.args...), " "),
 		Scale: o.scale.name, Seed: seed, Runs: o.runs, Budget: o.budget.Seconds(),
 		Machine: thisMachine(o.work), Versions: map[string]string{},
 	}
@@ -180,13 +182,9 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) error
 	}
 	b.keep = func() error { return r.write(o.out) }
 
-	known := corpora(o.scale)
 	var todo []*corpus
 	for _, name := range o.corpora {
-		c, ok := known[name]
-		if !ok {
-			continue
-		}
+		c := corpora(o.scale)[name]
 		if why := c.missing(); why != "" {
 			r.Missing = append(r.Missing, fmt.Sprintf("corpus %s: %s", name, why))
 			continue
@@ -215,8 +213,12 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) error
 		return nil
 	}()
 	r.print(stdout)
-	say("%s in %v; results are in %s", r.Scale, time.Since(began).Round(time.Second), o.out)
-	return errors.Join(err, b.keep())
+	err = errors.Join(err, b.keep())
+	say("\n%s run, %v; results are in %s", r.Scale, time.Since(began).Round(time.Second), o.out)
+	if r.Complete && r.Scale == full.name {
+		say("to keep it: cp -r %s bench/results/%s", o.out, r.Date.Format("2006-01-02"))
+	}
+	return err
 }
 
 // lock makes the work directory this run's own.

@@ -19,9 +19,9 @@ type orlop struct {
 
 func newOrlop(path string, volume bool) *orlop {
 	if volume {
-		return &orlop{newProgram("orlop volume", path), volume}
+		return &orlop{newProgram(volumeWay, path), volume}
 	}
-	return &orlop{newProgram("orlop path", path), volume}
+	return &orlop{newProgram(pathWay, path), volume}
 }
 
 func (o *orlop) role() role { return ours }

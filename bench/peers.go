@@ -79,7 +79,7 @@ func (t *kopia) role() role { return peer }
 
 func (t *kopia) version(ctx context.Context) (string, error) {
 	v, err := t.says(ctx, "--version")
-	return "kopia " + v, err
+	return "kopia " + strings.TrimSuffix(v, " from:"), err
 }
 
 func (t *kopia) env(s *site) []string {
@@ -112,10 +112,11 @@ func (t *kopia) command(ctx context.Context, st step, s *site) (command, error) 
 	c := command{args: []string{t.path, "--no-progress"}, env: t.env(s)}
 	switch st {
 	case check:
-		// Reads and opens all data that a snapshot needs, and finds what is
-		// missing, as the others' checks do. "content verify --full" reads as
-		// much but does not ask whether the snapshots are whole.
-		c.args = append(c.args, "snapshot", "verify", "--verify-files-percent=100")
+		// The first reads and opens all contents, the second looks whether the
+		// snapshots have all that they need: together what the others' checks
+		// do, at some 2/3 of the CPU of "snapshot verify
+		// --verify-files-percent=100", which reads file by file.
+		c.args = shell(`"$1" --no-progress content verify --full && "$1" --no-progress snapshot verify`, t.path)
 	case restore, update:
 		// It writes every file, also what is there and the same; with
 		// --skip-existing it would go by size and time and not by content.

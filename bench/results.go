@@ -18,6 +18,7 @@ type results struct {
 	Versions map[string]string `json:"versions"` // of the tools
 	Missing  []string          `json:"missing,omitempty"`
 	Corpora  []corpusResult    `json:"corpora"`
+	Targets  []verdict         `json:"targets,omitempty"`
 	Cells    []*cell           `json:"cells"`
 }
 
@@ -81,15 +82,5 @@ func wall(s sample) float64       { return s.Wall }
 func cpu(s sample) float64        { return s.CPU() }
 func peak(s sample) float64       { return float64(s.Peak) }
 func written(s sample) float64    { return float64(s.Written) }
-func storedB(s sample) float64    { return float64(s.Stored) }
+func stored(s sample) float64     { return float64(s.Stored) }
 func repository(s sample) float64 { return float64(s.Repository) }
-
-// cell returns what was measured of a tool, or nil.
-func (r *results) cell(corpus string, st step, tool string) *cell {
-	for _, c := range r.Cells {
-		if c.Corpus == corpus && c.Step == st && c.Tool == tool && c.Status == measured && len(c.Samples) > 0 {
-			return c
-		}
-	}
-	return nil
-}
