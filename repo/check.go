@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"runtime"
@@ -17,6 +18,8 @@ import (
 	"orlop/box"
 	"orlop/id"
 	"orlop/index"
+	"orlop/pack"
+	"orlop/seal"
 	"orlop/snapshot"
 	"orlop/store"
 )
@@ -50,7 +53,11 @@ func (r *Repo) Check(ctx context.Context, opt CheckOptions) (*CheckReport, error
 	if _, err := r.Key(); err != nil {
 		return nil, err
 	}
-	c := &check{r: r, opt: opt, badBoxes: map[boxKey]bool{}, known: map[store.Name]bool{}}
+	return (&check{r: r, opt: opt}).run(ctx)
+}
+
+func (c *check) run(ctx context.Context) (*CheckReport, error) {
+	c.badBoxes, c.known = map[boxKey]bool{}, map[store.Name]bool{}
 	for _, step := range []func(context.Context) error{
 		c.config, c.slots, c.ephemeral, c.unknown, c.snapshots, c.segments, c.packs, c.trees, c.remember,
 	} {
@@ -288,6 +295,10 @@ func sumBoxes(p index.PackInfo) [32]byte {
 	return h.Sum()
 }
 
+// maxReaders bounds how many packs are read at a time. Each reader holds a box
+// of up to 4 MiB and what it decompresses to, and does over a gigabyte a second.
+const maxReaders = 12
+
 // packs reads every listed pack, or its directory.
 func (c *check) packs(ctx context.Context) error {
 	for p := range c.listed {
@@ -298,17 +309,32 @@ func (c *check) packs(ctx context.Context) error {
 	names := slices.SortedFunc(maps.Keys(c.r.packs), id.Pack.Compare)
 	c.report.Packs = len(names)
 	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(runtime.GOMAXPROCS(0))
-	done := 0
-	for _, p := range names {
-		g.Go(func() error {
-			if err := c.pack(gctx, p, c.r.packs[p]); err != nil {
-				return err
+	todo := make(chan id.Pack)
+	g.Go(func() error {
+		defer close(todo)
+		for _, p := range names {
+			select {
+			case todo <- p:
+			case <-gctx.Done():
+				return gctx.Err()
 			}
-			c.mu.Lock()
-			defer c.mu.Unlock()
-			if done++; c.opt.Progress != nil {
-				c.opt.Progress(done, len(names))
+		}
+		return nil
+	})
+	done := 0
+	// One more than there are processors, for one may wait for the disk.
+	for range min(runtime.GOMAXPROCS(0)+1, maxReaders) {
+		g.Go(func() error {
+			m := new(memory)
+			for p := range todo {
+				if err := c.pack(gctx, p, c.r.packs[p], m); err != nil {
+					return err
+				}
+				c.mu.Lock()
+				if done++; c.opt.Progress != nil {
+					c.opt.Progress(done, len(names))
+				}
+				c.mu.Unlock()
 			}
 			return nil
 		})
@@ -316,7 +342,7 @@ func (c *check) packs(ctx context.Context) error {
 	return g.Wait()
 }
 
-func (c *check) pack(ctx context.Context, p id.Pack, size int64) error {
+func (c *check) pack(ctx context.Context, p id.Pack, size int64, m *memory) error {
 	name := packName(p)
 	info, err := c.r.directory(ctx, p, size)
 	switch {
@@ -337,100 +363,183 @@ func (c *check) pack(ctx context.Context, p id.Pack, size int64) error {
 	if !c.opt.ReadData {
 		return nil
 	}
-	data, gerr := c.r.store.Get(ctx, name, 0, -1)
-	if errors.Is(gerr, fs.ErrNotExist) {
+	var boxes []knownBox
+	if err == nil {
+		for _, b := range info.Boxes {
+			boxes = append(boxes, knownBox{b, &info.Header})
+		}
+	} else if boxes, err = c.boxesByIndex(p); err != nil {
+		return err
+	}
+	err = c.content(ctx, p, boxes, m)
+	if errors.Is(err, fs.ErrNotExist) {
 		c.found(name, id.Blob{}, errors.New("it is missing"))
 		return nil
 	}
-	if gerr != nil {
-		return gerr
-	}
-	c.mu.Lock()
-	c.report.BytesRead += uint64(len(data))
-	c.mu.Unlock()
-	if id.Sum[id.Pack](data) != p {
-		c.found(name, id.Blob{}, errors.New("its bytes do not have its name"))
-	}
-	if err != nil {
-		return c.packByIndex(p, data)
-	}
-	for _, b := range info.Boxes {
-		l := index.Location{Pack: p, Size: size, Header: &info.Header, Offset: b.Offset, Length: b.Length, Codec: b.Codec, Raw: b.Raw}
-		names := make([]id.Blob, len(b.Blobs))
-		kinds := make([]id.Kind, len(b.Blobs))
-		for i, x := range b.Blobs {
-			names[i], kinds[i] = x.Name, x.Kind
-		}
-		c.box(l, data, names, kinds)
-	}
-	return nil
+	return err
 }
 
-// packByIndex looks at the boxes of a pack whose directory is lost, as the
+// A knownBox is a box to be looked at. A blob without a name is not.
+type knownBox struct {
+	pack.Box
+	header *seal.Header
+}
+
+// boxesByIndex returns the boxes of a pack whose directory is lost, as the
 // index knows them: a reader would find them by it.
-func (c *check) packByIndex(p id.Pack, data []byte) error {
-	type content struct {
-		at    index.Location
-		names []id.Blob
-		kinds []id.Kind
-	}
-	boxes := map[uint32]*content{}
+func (c *check) boxesByIndex(p id.Pack) ([]knownBox, error) {
+	at := map[uint32]*knownBox{}
 	for e, err := range c.r.index.All() {
 		if err != nil {
-			return fmt.Errorf("read the local index: %w", err)
+			return nil, fmt.Errorf("read the local index: %w", err)
 		}
-		if e.Location.Pack != p {
+		l := e.Location
+		if l.Pack != p {
 			continue
 		}
-		b := boxes[e.Location.Offset]
+		b := at[l.Offset]
 		if b == nil {
-			b = &content{at: e.Location}
-			boxes[e.Location.Offset] = b
+			b = &knownBox{pack.Box{Offset: l.Offset, Length: l.Length, Codec: l.Codec, Raw: l.Raw}, l.Header}
+			at[l.Offset] = b
 		}
-		for len(b.names) <= e.Location.Place {
-			b.names, b.kinds = append(b.names, id.Blob{}), append(b.kinds, 0)
+		for len(b.Blobs) <= l.Place {
+			b.Blobs = append(b.Blobs, pack.Blob{})
 		}
-		b.names[e.Location.Place], b.kinds[e.Location.Place] = e.Name, e.Kind
+		b.Blobs[l.Place] = pack.Blob{Name: e.Name, Kind: l.Kind}
 	}
-	for _, b := range boxes {
-		c.box(b.at, data, b.names, b.kinds)
+	var boxes []knownBox
+	for _, offset := range slices.Sorted(maps.Keys(at)) {
+		boxes = append(boxes, *at[offset])
 	}
-	return nil
+	return boxes, nil
 }
 
-// box opens a box and names its blobs; a zero name is not compared.
-func (c *check) box(l index.Location, data []byte, names []id.Blob, kinds []id.Kind) {
-	err := func() error {
-		end := uint64(l.Offset) + uint64(l.Length)
-		if end > uint64(len(data)) {
-			return fmt.Errorf("box at %d: it ends behind the pack", l.Offset)
+// A memory is what one worker reads packs into, used again for each box.
+type memory struct{ sealed, plain []byte }
+
+// pieceSize is how much is read at a time of what is in no box: padding, and
+// the directory.
+const pieceSize = 1 << 20
+
+// content reads a pack from end to end. What is in the memory of the processor
+// for the pack's name is opened and named while it is there.
+func (c *check) content(ctx context.Context, p id.Pack, boxes []knownBox, m *memory) error {
+	f, err := store.Open(ctx, c.r.store, packName(p))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	sum, at := id.NewHash(), 0
+	// next reads n bytes, or as many as there are.
+	next := func(n int) ([]byte, error) {
+		if err := ctx.Err(); err != nil {
+			return nil, err
 		}
-		var blobs []box.Blob
-		blobs, err := c.r.openBox(l, data[l.Offset:end])
+		m.sealed = slices.Grow(m.sealed[:0], n)[:n]
+		n, err := io.ReadFull(f, m.sealed)
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+			err = nil
+		}
+		_, _ = sum.Write(m.sealed[:n])
+		at += n
+		return m.sealed[:n], err
+	}
+	for _, b := range boxes {
+		for gap := int(b.Offset) - at; gap > 0; gap = int(b.Offset) - at {
+			if p, err := next(min(gap, pieceSize)); err != nil {
+				return err
+			} else if len(p) == 0 {
+				break
+			}
+		}
+		if at != int(b.Offset) {
+			c.badBox(p, b, errors.New("it begins behind the pack, or within another box"))
+			continue
+		}
+		sealed, err := next(int(b.Length))
 		if err != nil {
 			return err
 		}
-		if len(blobs) < len(names) {
-			return fmt.Errorf("box at %d: it holds %d blobs, not %d", l.Offset, len(blobs), len(names))
+		if len(sealed) < int(b.Length) {
+			c.badBox(p, b, errors.New("it ends behind the pack"))
+			continue
 		}
-		for i, name := range names {
-			if name.IsZero() {
-				continue
-			}
-			at := l
-			at.Place = i
-			if _, err := c.r.pick(at, blobs, name, kinds[i]); err != nil {
-				return err
-			}
+		if err := c.box(p, b, sealed, m); err != nil {
+			c.badBox(p, b, err)
 		}
-		return nil
-	}()
-	if err != nil {
-		c.mu.Lock()
-		c.badBoxes[boxKey{l.Pack, l.Offset}] = true
-		c.mu.Unlock()
-		c.found(packName(l.Pack), id.Blob{}, err)
 	}
+	for n := -1; n != 0; {
+		rest, err := next(pieceSize)
+		if err != nil {
+			return err
+		}
+		n = len(rest)
+	}
+	c.mu.Lock()
+	c.report.BytesRead += uint64(at)
+	c.mu.Unlock()
+	if sum.Sum() != p {
+		c.found(packName(p), id.Blob{}, errors.New("its bytes do not have its name"))
+	}
+	return nil
+}
+
+// box opens a box where its sealed bytes are, and names what is in it.
+func (c *check) box(p id.Pack, b knownBox, sealed []byte, m *memory) error {
+	key, err := c.r.Key()
+	if err != nil {
+		return err
+	}
+	reader, err := key.OpenSession(c.r.config.Repository, *b.header)
+	if err != nil {
+		return err
+	}
+	namer, err := key.NamerOf(b.header.Writer)
+	if err != nil {
+		return err
+	}
+	plain, err := reader.OpenBoxInPlace(sealed, uint8(b.Codec), int(b.Raw))
+	if err != nil {
+		return err
+	}
+	if b.Codec != box.Stored || len(plain) != int(b.Raw) {
+		if m.plain, err = box.Decode(m.plain[:0], b.Codec, int(b.Raw), plain); err != nil {
+			return err
+		}
+		plain = m.plain
+	}
+	blobs, err := box.Blobs(plain)
+	if err != nil {
+		return err
+	}
+	if len(blobs) < len(b.Blobs) {
+		return fmt.Errorf("it holds %d blobs, not %d", len(blobs), len(b.Blobs))
+	}
+	for i, want := range b.Blobs {
+		var wrong error
+		switch got := blobs[i]; {
+		case want.Name.IsZero():
+		case got.Kind != want.Kind:
+			wrong = fmt.Errorf("it is a %v blob, not a %v one", got.Kind, want.Kind)
+		case namer.Blob(got.Kind, got.Data) != want.Name:
+			wrong = errors.New("its bytes do not have its name")
+		}
+		if wrong != nil {
+			return &DamageError{Name: packName(p), Blob: want.Name, Err: wrong}
+		}
+	}
+	return nil
+}
+
+// badBox notes that nothing can be had of a box.
+func (c *check) badBox(p id.Pack, b knownBox, err error) {
+	c.mu.Lock()
+	c.badBoxes[boxKey{p, b.Offset}] = true
+	c.mu.Unlock()
+	if _, ok := err.(*DamageError); !ok {
+		err = fmt.Errorf("box at %d: %w", b.Offset, err)
+	}
+	c.found(packName(p), id.Blob{}, err)
 }
 
 // trees walks every snapshot and looks for what it needs. A node or list that

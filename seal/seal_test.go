@@ -549,3 +549,31 @@ func FuzzOpenConfig(f *testing.F) {
 		}
 	})
 }
+
+func TestABoxOpensInItsPlace(t *testing.T) {
+	for _, suite := range []Suite{AES256GCM, ChaCha20Poly1305} {
+		s := must(testKey.newSession(testRepo, id.Session{1}, suite))
+		r := must(testKey.OpenSession(testRepo, s.Header()))
+		for _, n := range []int{0, 1, 15, 16, 17, 1000, 1 << 20} {
+			plain := bytes.Repeat([]byte{byte(n), 7}, n)[:n]
+			box := s.SealBox(nil, plain, 1, n)
+			wrong := bytes.Clone(box)
+			got, err := r.OpenBoxInPlace(box, 1, n)
+			if err != nil || !bytes.Equal(got, plain) {
+				t.Errorf("%v: %d bytes came back as %d others, %v", suite, n, len(got), err)
+			}
+			if n > 0 && &got[0] != &box[saltSize] {
+				t.Errorf("%v: %d bytes went elsewhere", suite, n)
+			}
+			wrong[len(wrong)-1]++
+			if _, err := r.OpenBoxInPlace(wrong, 1, n); !errors.Is(err, ErrOpen) {
+				t.Errorf("%v: a changed box opens: %v", suite, err)
+			}
+		}
+		for n := range Overhead {
+			if _, err := r.OpenBoxInPlace(make([]byte, n), 1, 0); !errors.Is(err, ErrOpen) {
+				t.Errorf("%v: %d bytes open: %v", suite, n, err)
+			}
+		}
+	}
+}

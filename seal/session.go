@@ -129,6 +129,15 @@ func (r *Reader) OpenBox(dst, sealed []byte, codec uint8, raw int) ([]byte, erro
 	return open(dst, r.secret.suite, &r.secret.key, labelBox, sealed, r.secret.boxAD(codec, raw))
 }
 
+// OpenBoxInPlace is OpenBox that puts the payload where the box was, whose
+// bytes are lost, and returns that part of it.
+func (r *Reader) OpenBoxInPlace(sealed []byte, codec uint8, raw int) ([]byte, error) {
+	if len(sealed) < Overhead {
+		return nil, ErrOpen
+	}
+	return r.OpenBox(sealed[saltSize:saltSize], sealed, codec, raw)
+}
+
 // OpenSnapshot appends the plaintext of a snapshot to dst, or returns
 // [ErrOpen].
 func (r *Reader) OpenSnapshot(dst, sealed []byte) ([]byte, error) {

@@ -33,7 +33,10 @@ type Dir struct {
 	hook func(op, name string) error // see do
 }
 
-var _ Deleter = (*Dir)(nil)
+var (
+	_ Deleter = (*Dir)(nil)
+	_ Opener  = (*Dir)(nil)
+)
 
 // Objects hold nothing secret, but who may delete a repository's bytes should
 // be a decision. They are not 0400: some SMB servers refuse to delete a
@@ -342,23 +345,12 @@ func (d *Dir) Get(ctx context.Context, name Name, off, n int64) ([]byte, error) 
 }
 
 func (d *Dir) get(name string, off, n int64) ([]byte, error) {
-	// O_NONBLOCK: a fifo that somebody left there must not hang us.
-	f, err := d.root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if errors.Is(err, syscall.ENOTDIR) {
-		return nil, fs.ErrNotExist
-	}
+	f, size, err := d.file(name)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if !info.Mode().IsRegular() {
-		return nil, fs.ErrNotExist
-	}
-	if n, err = cut(info.Size(), off, n); err != nil {
+	if n, err = cut(size, off, n); err != nil {
 		return nil, err
 	}
 	data := make([]byte, n)
@@ -369,6 +361,58 @@ func (d *Dir) get(name string, off, n int64) ([]byte, error) {
 		return nil, err
 	}
 	return data, nil
+}
+
+// Open implements [Opener].
+func (d *Dir) Open(ctx context.Context, name Name) (io.ReadCloser, error) {
+	if err := check(ctx, name); err != nil {
+		return nil, fail("get", name, err)
+	}
+	f, _, err := d.file(string(name))
+	if err != nil {
+		return nil, d.fail("get", name, err)
+	}
+	return &dirReader{f, d, name}, nil
+}
+
+// A dirReader reads an object from its beginning.
+type dirReader struct {
+	file *os.File
+	d    *Dir
+	name Name
+}
+
+// Read implements io.Reader.
+func (r *dirReader) Read(p []byte) (int, error) {
+	n, err := r.file.Read(p)
+	if err != nil && err != io.EOF {
+		err = r.d.fail("get", r.name, err)
+	}
+	return n, err
+}
+
+// Close implements io.Closer.
+func (r *dirReader) Close() error { return r.file.Close() }
+
+// file opens the file of an object and returns how long it is.
+func (d *Dir) file(name string) (*os.File, int64, error) {
+	// O_NONBLOCK: a fifo that somebody left there must not hang us.
+	f, err := d.root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if errors.Is(err, syscall.ENOTDIR) {
+		return nil, 0, fs.ErrNotExist
+	}
+	if err != nil {
+		return nil, 0, err
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = fs.ErrNotExist
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, 0, err
+	}
+	return f, info.Size(), nil
 }
 
 // List implements [Store].

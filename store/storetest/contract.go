@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"iter"
 	"maps"
@@ -58,6 +59,9 @@ func whatWasPutIsGot(t *testing.T, st store.Deleter) {
 		if got := mustGet(t, st, name, 0, -1); !bytes.Equal(got, content(size)) {
 			t.Errorf("%d bytes came back as %d others", size, len(got))
 		}
+		if got, err := opened(t, st, name); err != nil || !bytes.Equal(got, content(size)) {
+			t.Errorf("%d bytes were opened as %d others, %v", size, len(got), err)
+		}
 	}
 	for _, name := range []store.Name{"config", "a/b/c/d/e", "index/0-ab", "x.y_z-0", store.Name(strings.Repeat("n", 200))} {
 		mustPut(t, st, name, []byte(name))
@@ -65,6 +69,16 @@ func whatWasPutIsGot(t *testing.T, st store.Deleter) {
 			t.Errorf("%s came back as %q", name, got)
 		}
 	}
+}
+
+// opened reads an object piece by piece.
+func opened(t *testing.T, st store.Store, name store.Name) ([]byte, error) {
+	f, err := store.Open(t.Context(), st, name)
+	if err != nil {
+		return nil, err
+	}
+	got, err := io.ReadAll(f)
+	return got, errors.Join(err, f.Close())
 }
 
 func neverReplaced(t *testing.T, st store.Deleter) {
@@ -155,6 +169,9 @@ func notThere(t *testing.T, st store.Deleter) {
 		}
 		if _, err := st.Get(t.Context(), name, 0, 0); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("get nothing of %s: %v, want fs.ErrNotExist", name, err)
+		}
+		if _, err := opened(t, st, name); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("open %s: %v, want fs.ErrNotExist", name, err)
 		}
 	}
 }
@@ -273,6 +290,9 @@ func badNames(t *testing.T, st store.Deleter) {
 		if _, err := st.Get(t.Context(), name, 0, -1); !errors.Is(err, store.ErrName) {
 			t.Errorf("get %q: %v, want store.ErrName", name, err)
 		}
+		if _, err := opened(t, st, name); !errors.Is(err, store.ErrName) {
+			t.Errorf("open %q: %v, want store.ErrName", name, err)
+		}
 		if err := st.Delete(t.Context(), name); !errors.Is(err, store.ErrName) {
 			t.Errorf("delete %q: %v, want store.ErrName", name, err)
 		}
@@ -294,6 +314,9 @@ func cancelled(t *testing.T, st store.Deleter) {
 	}
 	if _, err := st.Get(ctx, "a", 0, -1); !errors.Is(err, context.Canceled) {
 		t.Errorf("get: %v", err)
+	}
+	if _, err := store.Open(ctx, st, "a"); !errors.Is(err, context.Canceled) {
+		t.Errorf("open: %v", err)
 	}
 	if err := st.Delete(ctx, "a"); !errors.Is(err, context.Canceled) {
 		t.Errorf("delete: %v", err)
