@@ -48,7 +48,15 @@ type openDir struct {
 	path string
 	refs int    // users; the cache itself is none
 	used uint64 // tick of the last use
+	acl  atomic.Int32
 }
+
+// Whether what is made in a directory inherits an ACL.
+const (
+	aclUnknown = iota
+	aclNone
+	aclSome
+)
 
 // A mount tells mounts apart: by the kernel's own number where it is known
 // (Linux 5.8), else by the device.

@@ -40,9 +40,11 @@ const (
 const (
 	recordsHead  = 4
 	recordsFull  = 256 << 10 // a frame of records is sent when it has this many bytes
-	maxData      = 1 << 20   // data in one record
+	maxData      = 256 << 10 // data in one record
+	frameRoom    = 320 << 10 // memory of a frame, unless it has to be larger
 	maxPieces    = 256 << 10 // xattrs or extents in one record, but for a single larger xattr
 	frameCost    = 4096      // what a frame of records costs beside its length
+	recordRoom   = 32        // the most that a record of data takes beside the data
 	recordCost   = 256       // and what each of its records does
 	maxProblems  = 16        // told of one entry
 	maxReport    = 256 << 10 // a report is cut when it has this many bytes
@@ -249,7 +251,7 @@ func (w *recordWriter) piece() {
 
 func (w *recordWriter) begin(kind uint8) {
 	if len(w.body) == 0 {
-		w.body = append(w.body, 0, 0, 0, 0)
+		w.body = append(buffer(frameRoom), 0, 0, 0, 0)
 		w.dir = ""
 		w.count = 0
 	}
@@ -257,12 +259,12 @@ func (w *recordWriter) begin(kind uint8) {
 	w.count++
 }
 
-// take returns the finished frame's body and begins another in the memory of
-// spare.
-func (w *recordWriter) take(spare []byte) []byte {
+// take returns the finished frame's body, in memory to be recycled, and begins
+// another.
+func (w *recordWriter) take() []byte {
 	body := w.body
 	binary.LittleEndian.PutUint32(body, w.count)
-	w.body = spare[:0]
+	w.body = nil
 	return body
 }
 
@@ -278,6 +280,9 @@ func (w *recordWriter) number(kind uint8, n uint64) {
 }
 
 func (w *recordWriter) data(n uint64, off int64, data []byte) {
+	if w.full != nil && len(w.body) > 0 && len(w.body)+len(data)+recordRoom > frameRoom {
+		w.full()
+	}
 	w.number(recordData, n)
 	w.body = binary.AppendUvarint(w.body, uint64(off))
 	w.body = appendBytes(w.body, data)

@@ -62,7 +62,6 @@ type Restore struct {
 	queue  [][]byte
 	queued int // bytes in queue
 	w      recordWriter
-	spare  [][]byte // bodies to be used again
 	credit int      // left
 	closed *closing // to be sent when nothing else is
 	bytes  uint64   // of data given to Write
@@ -529,11 +528,7 @@ func (r *Restore) cut() {
 	if len(r.w.body) == 0 {
 		return
 	}
-	var spare []byte
-	if n := len(r.spare); n > 0 {
-		spare, r.spare = r.spare[n-1], r.spare[:n-1]
-	}
-	body := r.w.take(spare)
+	body := r.w.take()
 	r.queue = append(r.queue, body)
 	r.queued += len(body)
 	r.change.Broadcast()
@@ -589,9 +584,7 @@ func (r *Restore) send() {
 		if t == frameClose {
 			return
 		}
-		if len(r.spare) < 8 && cap(body) <= 4*maxData {
-			r.spare = append(r.spare, body)
-		}
+		recycle(body)
 	}
 }
 

@@ -4,6 +4,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"sort"
@@ -17,7 +18,9 @@ import (
 
 const (
 	fileWorkers = 4
-	maxFiles    = 256 // open at once
+	maxFiles    = 256     // open at once
+	maxTurn     = 64      // files of one directory for one worker, before another's turn
+	turnFile    = 1 << 20 // each of those is a turn
 )
 
 // A restorer is the agent's side of a restore. One goroutine reads records and
@@ -40,7 +43,11 @@ type restorer struct {
 	undone  map[uint64]bool // directories that could not be made
 	xattrs  []snapshot.Xattr
 	extents []snapshot.Extent
-	end     uint64 // of the last of extents
+	end     uint64  // of the last of extents
+	out     [][]job // of the frame that is being read, by worker
+	turnDir string
+	turn    int
+	worker  int // whose turn it is
 	sum     uint32
 	bytes   uint64
 
@@ -50,7 +57,7 @@ type restorer struct {
 	mu      sync.Mutex
 	pending report
 	wake    chan struct{} // there is something in pending
-	spare   [][]byte
+	spare   [][]job
 	totals  RestoreTotals
 }
 
@@ -90,13 +97,14 @@ type file struct {
 	worker  int
 
 	// Of the worker.
-	made    bool
-	id      inode
-	fd      int // -1 while closed
+	made    bool  // it was created, which its first data or its end does
+	id      inode // once it was closed
+	fd      int   // -1 while closed
+	plain   bool  // it was made without xattrs
 	used    uint64
 	written uint64
 	group   *hardlinks
-	links   []*snapshot.Entry // other names of it, for as long as it may be discarded
+	links   []*job // other names that it gets when it is finished
 	woes    int
 }
 
@@ -108,7 +116,7 @@ type hardlinks struct {
 	// Of the worker.
 	made bool
 	id   inode
-	file *file // until it is finished
+	file *file // until it is finished or discarded
 }
 
 // serveRestore carries out a RESTORE whose body is request: it reads frames
@@ -149,6 +157,7 @@ func (s *restorer) run() error {
 		s.workers = append(s.workers, w)
 		s.all.Go(w.run)
 	}
+	s.out = make([][]job, len(s.workers))
 	reported := make(chan error, 1)
 	stop := make(chan struct{})
 	go func() { reported <- s.report(stop) }()
@@ -202,7 +211,8 @@ func (s *restorer) read() (closing, error) {
 		if before := s.underWay.Add(price) - price; before > 0 && before+price > int64(s.c.credits.Writes) {
 			return closing{}, protocolError("more was sent than there was credit for")
 		}
-		s.c.body = s.another()
+		b := buffer(frameRoom)
+		s.c.body = b[:cap(b)]
 		if err := s.parcel(body); err != nil {
 			return closing{}, err
 		}
@@ -224,24 +234,24 @@ func (s *restorer) check(c closing) error {
 	return nil
 }
 
-// another returns memory for the body of a frame.
-func (s *restorer) another() []byte {
+// list returns memory for a list of jobs.
+func (s *restorer) list() []job {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n := len(s.spare)
 	if n == 0 {
-		return nil
+		return make([]job, 0, 64)
 	}
-	body := s.spare[n-1]
+	jobs := s.spare[n-1]
 	s.spare = s.spare[:n-1]
-	return body
+	return jobs
 }
 
 // parcel judges the records of a frame and gives them to the workers.
 func (s *restorer) parcel(body []byte) error {
 	p := &parcel{body: body}
 	p.refs.Store(1)
-	out := make([][]job, len(s.workers))
+	out := s.out
 	r := readRecords(body)
 	var rec record
 	for r.next(&rec) {
@@ -249,21 +259,36 @@ func (s *restorer) parcel(body []byte) error {
 		if err != nil {
 			return err
 		}
-		if worker >= 0 {
-			out[worker] = append(out[worker], j)
+		if worker < 0 {
+			continue
 		}
+		if out[worker] == nil {
+			out[worker] = s.list()
+		}
+		out[worker] = append(out[worker], j)
 	}
 	if err := r.end(); err != nil {
 		return err
 	}
 	for i, jobs := range out {
 		if len(jobs) > 0 {
+			out[i] = nil
 			p.refs.Add(1)
 			s.workers[i].in <- batch{jobs, p}
 		}
 	}
 	s.put(p)
 	return nil
+}
+
+// took gives back a list of jobs.
+func (s *restorer) took(jobs []job) {
+	clear(jobs)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.spare) < 16 {
+		s.spare = append(s.spare, jobs[:0])
+	}
 }
 
 // put says that one part of p is done with.
@@ -273,11 +298,9 @@ func (s *restorer) put(p *parcel) {
 	}
 	price := cost(p.body)
 	s.underWay.Add(-int64(price))
+	recycle(p.body)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.spare) < 8 && cap(p.body) <= 4*maxData {
-		s.spare = append(s.spare, p.body[:cap(p.body)])
-	}
 	s.pending.Credit += uint64(price)
 	s.poke()
 }
@@ -311,7 +334,7 @@ func (s *restorer) judge(rec *record) (job, int, error) {
 		if err == nil && len(s.extents) > 0 {
 			err = protocolError("extents of %q, which is a %v", e.Path(), e.Type)
 		}
-		g, worker := s.grouped(n, e)
+		g, worker := s.grouped(e)
 		return job{kind: recordMake, n: n, entry: e, group: g, xattrs: xattrs}, worker, err
 	case recordData:
 		f := s.files[rec.n]
@@ -409,16 +432,27 @@ func (s *restorer) judgeFile(n uint64, e *snapshot.Entry) (job, int, error) {
 	}
 	s.held += f.weight
 	s.files[n] = f
-	f.group, f.worker = s.grouped(n, e)
+	f.group, f.worker = s.grouped(e)
 	if f.group != nil {
 		f.group.file = f // before a worker can see it
 	}
-	return job{kind: recordMake, n: n, entry: e, file: f, group: f.group}, f.worker, nil
+	return job{}, -1, nil // it is created when there is something to put into it
+}
+
+// share says who works on e. What is in one directory is one worker's, as the
+// kernel lets only one create in it; but not all of a large one.
+func (s *restorer) share(e *snapshot.Entry) int {
+	s.turn++
+	if e.Dir != s.turnDir || s.turn > maxTurn || e.Size > turnFile {
+		s.turnDir, s.turn = e.Dir, 0
+		s.worker = (s.worker + 1) % fileWorkers
+	}
+	return s.worker
 }
 
 // grouped returns the group that e begins, if any, and who works on it.
-func (s *restorer) grouped(n uint64, e *snapshot.Entry) (*hardlinks, int) {
-	worker := int(n % fileWorkers)
+func (s *restorer) grouped(e *snapshot.Entry) (*hardlinks, int) {
+	worker := s.share(e)
 	if e.Group == [16]byte{} {
 		return nil, worker
 	}
@@ -581,6 +615,7 @@ func (w *placer) run() {
 		for i := range b.jobs {
 			w.do(&b.jobs[i])
 		}
+		w.s.took(b.jobs)
 		w.s.put(b.of)
 	}
 	for _, f := range w.open {
@@ -594,11 +629,7 @@ func (w *placer) do(j *job) {
 	}
 	switch j.kind {
 	case recordMake:
-		if j.file != nil {
-			w.create(j.file)
-		} else {
-			w.node(j)
-		}
+		w.node(j)
 	case recordLink:
 		w.link(j)
 	case recordData:
@@ -634,19 +665,6 @@ func (w *placer) limited(n uint64, path string) func(string) {
 	}
 }
 
-func (w *placer) create(f *file) {
-	fd, id, err := w.s.t.create(f.entry.Dir, f.entry.Name)
-	if err != nil {
-		w.trouble(f.n, f.entry.Path(), err)
-		return
-	}
-	f.made, f.id = true, id
-	if f.group != nil {
-		f.group.made, f.group.id = true, id
-	}
-	w.keep(f, fd)
-}
-
 // keep remembers that f has fd open, and closes another if those are too many.
 func (w *placer) keep(f *file, fd int) {
 	w.tick++
@@ -659,7 +677,10 @@ func (w *placer) keep(f *file, fd int) {
 			}
 		}
 		o := w.open[old]
-		if err := w.shut(o); err != nil {
+		var st unix.Stat_t
+		err := unix.Fstat(o.fd, &st)
+		o.id = inodeOf(&st)
+		if err = errors.Join(err, w.shut(o)); err != nil {
 			o.woes++
 			w.trouble(o.n, o.entry.Path(), because("close", err))
 		}
@@ -682,27 +703,34 @@ func (w *placer) shut(f *file) error {
 	return unix.Close(fd)
 }
 
-// again opens f if it is not open.
-func (w *placer) again(f *file) error {
+// put opens f if it is not open, and creates it if it was not made.
+func (w *placer) put(f *file) error {
 	if f.fd >= 0 {
 		w.tick++
 		f.used = w.tick
 		return nil
 	}
-	fd, err := w.s.t.reopen(f.entry.Dir, f.entry.Name, f.id)
+	var fd int
+	var err error
+	if f.made {
+		fd, err = w.s.t.reopen(f.entry.Dir, f.entry.Name, f.id)
+	} else {
+		fd, f.plain, err = w.s.t.create(f.entry)
+	}
 	if err != nil {
 		return err
 	}
+	f.made = true
 	w.keep(f, fd)
 	return nil
 }
 
 func (w *placer) write(j *job) {
 	f := j.file
-	if !f.made || f.woes > 0 {
+	if f.woes > 0 {
 		return
 	}
-	err := w.again(f)
+	err := w.put(f)
 	for p, off := j.data, int64(j.off); err == nil && len(p) > 0; {
 		var n int
 		n, err = unix.Pwrite(f.fd, p, off)
@@ -722,46 +750,52 @@ func (w *placer) write(j *job) {
 	}
 }
 
+// finish ends a file that was given all its data.
 func (w *placer) finish(f *file) {
-	defer w.s.done(f.n)
-	if f.group != nil {
-		f.group.file = nil
-	}
-	if !f.made {
-		return
-	}
 	e := f.entry
-	if err := w.again(f); err != nil {
-		w.trouble(f.n, e.Path(), err)
-		return
-	}
-	if stream := streamSize(e); f.written < stream && f.woes == 0 {
-		f.woes++
-		w.s.say(f.n, e.Path(), fmt.Sprintf("%d of %d bytes of content were written", f.written, stream))
-	}
-	// The hole at the end, if there is one: all other sizes are there already.
-	if f.end() < e.Size && f.woes == 0 {
-		if err := unix.Ftruncate(f.fd, int64(e.Size)); err != nil {
+	if f.woes == 0 {
+		if err := w.complete(f); err != nil {
 			f.woes++
-			w.trouble(f.n, e.Path(), because("set the size", err))
+			w.trouble(f.n, e.Path(), err)
 		}
 	}
 	if f.woes > 0 { // half a file must not pass for one
-		w.remove(f)
+		w.discard(f)
 		return
 	}
-	h := handle{fd: f.fd}
-	h.dress(e, f.xattrs, w.limited(f.n, e.Path()))
+	h := handle{fd: f.fd, plain: f.plain}
+	id, _ := h.dress(e, f.xattrs, w.limited(f.n, e.Path()))
 	if err := w.shut(f); err != nil {
 		f.woes++
 		w.trouble(f.n, e.Path(), because("close", err))
 	}
 	w.s.mu.Lock()
-	defer w.s.mu.Unlock()
 	w.s.totals.Bytes += f.written
 	if f.woes == 0 {
 		w.s.totals.Files++
 	}
+	w.s.mu.Unlock()
+	w.s.done(f.n)
+	if f.group != nil {
+		f.group.file, f.group.made, f.group.id = nil, true, id
+		for _, j := range f.links {
+			w.link(j)
+		}
+	}
+}
+
+// complete gives a file what its data has not: itself, and the hole at its end.
+func (w *placer) complete(f *file) error {
+	if err := w.put(f); err != nil {
+		return err
+	}
+	if stream := streamSize(f.entry); f.written < stream {
+		return fmt.Errorf("%d of %d bytes of content were written", f.written, stream)
+	}
+	if f.end() < f.entry.Size { // all other sizes are there already
+		return because("set the size", unix.Ftruncate(f.fd, int64(f.entry.Size)))
+	}
+	return nil
 }
 
 // end is where the last of the data ends.
@@ -775,33 +809,28 @@ func (f *file) end() uint64 {
 	return 0
 }
 
+// discard takes away what was made of f. That it is in trouble is known; the
+// names that it was yet to get are told of.
 func (w *placer) discard(f *file) {
 	defer w.s.done(f.n)
-	w.remove(f)
-}
-
-// remove takes away what was made of f, under all its names. The first of them
-// is known to be in trouble; the others are told of.
-func (w *placer) remove(f *file) {
-	if f.group != nil {
-		f.group.file, f.group.made = nil, false
-	}
-	if !f.made {
-		return
-	}
 	if f.fd >= 0 {
+		var st unix.Stat_t
+		if unix.Fstat(f.fd, &st) == nil {
+			f.id = inodeOf(&st)
+		}
 		_ = w.shut(f)
 	}
-	w.s.mu.Lock()
-	w.s.totals.Links -= uint64(len(f.links))
-	w.s.mu.Unlock()
-	for _, e := range f.links {
-		w.s.say(f.n, e.Path(), fmt.Sprintf("it is the same file as %q, which could not be restored", f.entry.Path()))
-	}
-	for _, e := range append(f.links, f.entry) {
-		if err := w.s.t.remove(e.Dir, e.Name, f.id); err != nil {
-			w.s.say(f.n, e.Path(), err.Error())
+	if f.made {
+		if err := w.s.t.remove(f.entry.Dir, f.entry.Name, f.id); err != nil {
+			w.s.say(f.n, f.entry.Path(), err.Error())
 		}
+	}
+	if f.group != nil {
+		f.group.file = nil
+	}
+	for _, j := range f.links {
+		w.s.say(j.n, j.entry.Path(), fmt.Sprintf("it is the same file as %q, which could not be restored", f.entry.Path()))
+		w.s.done(j.n)
 	}
 }
 
@@ -823,7 +852,13 @@ func (w *placer) node(j *job) {
 	w.s.totals.Others++
 }
 
+// link makes another name of what is whole, or sees to it that it is made then.
 func (w *placer) link(j *job) {
+	if f := j.group.file; f != nil {
+		own := *j
+		f.links = append(f.links, &own)
+		return
+	}
 	defer w.s.done(j.n)
 	if !j.group.made {
 		w.s.say(j.n, j.entry.Path(), fmt.Sprintf("link to %q: it could not be made", j.first))
@@ -833,9 +868,6 @@ func (w *placer) link(j *job) {
 	if err := w.s.t.link(dir, name, j.group.id, j.entry.Dir, j.entry.Name); err != nil {
 		w.trouble(j.n, j.entry.Path(), fmt.Errorf("link to %q: %w", j.first, err))
 		return
-	}
-	if f := j.group.file; f != nil {
-		f.links = append(f.links, j.entry)
 	}
 	w.s.mu.Lock()
 	defer w.s.mu.Unlock()

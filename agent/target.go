@@ -3,6 +3,7 @@
 package agent
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -27,7 +28,10 @@ import (
 // is not a file of somewhere else that was linked in.
 //
 // Its methods may be called concurrently.
-type target struct{ *dirs }
+type target struct {
+	*dirs
+	uid, gid uint32 // of what we make
+}
 
 // An inode tells one file from all others that exist at the same time.
 type inode struct{ dev, ino uint64 }
@@ -41,7 +45,7 @@ func openTarget(root string) (*target, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &target{d}, nil
+	return &target{d, uint32(os.Geteuid()), uint32(os.Getegid())}, nil
 }
 
 // in opens a directory to do something in it, until put is called with it.
@@ -57,7 +61,7 @@ func (t *target) mkdir(parent, name string) error {
 	if err != nil {
 		return err
 	}
-	defer t.put(d)
+	defer t.dirs.put(d)
 	err = unix.Mkdirat(d.fd, name, 0o700)
 	if err == unix.EEXIST {
 		fd, openErr := t.openat(d.fd, name, unix.O_PATH|unix.O_DIRECTORY)
@@ -78,28 +82,48 @@ func (t *target) enter(parent, name string) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	defer t.put(d)
+	defer t.dirs.put(d)
 	fd, err := t.openat(d.fd, name, unix.O_RDONLY|unix.O_DIRECTORY)
 	return fd, because("open directory", err)
 }
 
-// create makes a file that only we can open and returns it open for writing.
-func (t *target) create(parent, name string) (int, inode, error) {
-	d, err := t.in(parent)
+// create makes a file and returns it open for writing. Until it has its owner
+// only we can open it. plain says that it inherits nothing but perhaps a group.
+func (t *target) create(e *snapshot.Entry) (fd int, plain bool, err error) {
+	d, err := t.in(e.Dir)
 	if err != nil {
-		return -1, inode{}, err
+		return -1, false, err
 	}
-	defer t.put(d)
-	fd, err := t.openat(d.fd, name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY)
-	if err != nil {
-		return -1, inode{}, because("create", err)
+	defer t.dirs.put(d)
+	mode := uint32(createMode)
+	if e.UID == t.uid && e.GID == t.gid {
+		mode = e.Mode & 0o777
 	}
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		unix.Close(fd)
-		return -1, inode{}, because("look at", err)
+	for {
+		// One name that must not be there: nothing to resolve, or to follow.
+		fd, err = unix.Openat(d.fd, e.Name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, mode)
+		if err != unix.EINTR {
+			break
+		}
 	}
-	return fd, inodeOf(&st), nil
+	return fd, d.plain(), because("create", err)
+}
+
+// plain tells whether what is made in d inherits no ACL.
+func (d *openDir) plain() bool {
+	switch d.acl.Load() {
+	case aclNone:
+		return true
+	case aclSome:
+		return false
+	}
+	_, err := unix.Getxattr(self(d.fd), "system.posix_acl_default", nil)
+	if err != unix.ENODATA && err != unix.EOPNOTSUPP {
+		d.acl.Store(aclSome)
+		return false
+	}
+	d.acl.Store(aclNone)
+	return true
 }
 
 // find opens what is at path, O_PATH, and refuses it if it is not want.
@@ -108,7 +132,7 @@ func (t *target) find(parent, name string, want inode) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	defer t.put(d)
+	defer t.dirs.put(d)
 	fd, err := t.openat(d.fd, name, unix.O_PATH)
 	if err != nil {
 		return -1, because("open again", err)
@@ -155,7 +179,7 @@ func (t *target) remove(parent, name string, want inode) error {
 	if err != nil {
 		return err
 	}
-	defer t.put(d)
+	defer t.dirs.put(d)
 	return because("remove", unix.Unlinkat(d.fd, name, 0))
 }
 
@@ -165,7 +189,7 @@ func (t *target) node(e *snapshot.Entry) (int, inode, error) {
 	if err != nil {
 		return -1, inode{}, err
 	}
-	defer t.put(d)
+	defer t.dirs.put(d)
 	kind, dev := kindOf(e.Type), 0
 	switch e.Type {
 	case snapshot.Symlink:
@@ -208,7 +232,7 @@ func (t *target) link(fromDir, from string, want inode, parent, name string) err
 	if err != nil {
 		return err
 	}
-	defer t.put(d)
+	defer t.dirs.put(d)
 	// Before Linux 6.10 this asks for CAP_DAC_READ_SEARCH, which the restore
 	// sandbox must not have, and says ENOENT without it.
 	err = unix.Linkat(pin, "", d.fd, name, unix.AT_EMPTY_PATH)
@@ -258,24 +282,28 @@ func (t *target) list(path string) ([]string, error) {
 
 // A handle is one thing of the target, open to be given its metadata.
 type handle struct {
-	fd   int
-	path bool // opened O_PATH: everything but files and directories
+	fd    int
+	path  bool // opened O_PATH: everything but files and directories
+	plain bool // it was just made, and has no xattrs
 }
 
 // dress gives the thing the metadata of e and tells what could not be kept.
+// What is right already is not set again. It returns which inode it is, and
+// whether anything was not right.
 //
 // The order is the only one that is exact. A change of owner takes away setuid
 // bits and capabilities, so it comes first; an ACL set after the mode would
 // rewrite its group bits; a capability is lost to any write or change of owner,
 // so it is last, but for the time, which all others might move.
-func (h handle) dress(e *snapshot.Entry, xattrs []snapshot.Xattr, say func(what string)) {
+func (h handle) dress(e *snapshot.Entry, xattrs []snapshot.Xattr, say func(what string)) (id inode, changed bool) {
 	var st unix.Stat_t
 	if err := unix.Fstat(h.fd, &st); err != nil {
 		say("look at: " + err.Error())
-		return
+		return inode{}, true
 	}
 	mode := e.Mode
 	if st.Uid != e.UID || st.Gid != e.GID {
+		changed = true
 		err := unix.Fchownat(h.fd, "", int(e.UID), int(e.GID), unix.AT_EMPTY_PATH)
 		if err != nil && st.Gid != e.GID {
 			// One of our own groups is ours to give.
@@ -292,34 +320,44 @@ func (h handle) dress(e *snapshot.Entry, xattrs []snapshot.Xattr, say func(what 
 		}
 	}
 
-	h.strip(e, xattrs)
+	has := h.xattrNames()
+	if h.strip(e, has, xattrs) {
+		changed = true
+	}
 	for _, x := range xattrs {
-		if x.Name != capability {
+		if x.Name != capability && !h.hasXattr(has, x) {
+			changed = true
 			h.setXattr(x, say)
 		}
 	}
-	if e.Type != snapshot.Symlink {
+	if e.Type != snapshot.Symlink && (changed || st.Mode&0o7777 != mode) {
+		changed = true
 		if err := h.chmod(mode); err != nil {
 			say(fmt.Sprintf("mode %04o: %v", mode, err))
 			mode = ^uint32(0)
 		}
 	}
 	for _, x := range xattrs {
-		if x.Name == capability {
+		if x.Name == capability && (changed || !h.hasXattr(has, x)) {
+			changed = true
 			h.setXattr(x, say)
 		}
 	}
+	id = inodeOf(&st)
+	if modified(&st) == e.MTime && !changed {
+		return id, false
+	}
 	if err := h.setTime(e.MTime); err != nil {
 		say("modification time: " + err.Error())
-		return
+		return id, true
 	}
 
 	// File systems clamp times, and drop bits of the mode, without a word.
 	if err := unix.Fstat(h.fd, &st); err != nil {
 		say("look at: " + err.Error())
-		return
+		return id, true
 	}
-	if got := (snapshot.Time{Sec: int64(st.Mtim.Sec), Nsec: uint32(st.Mtim.Nsec)}); got != e.MTime {
+	if got := modified(&st); got != e.MTime {
 		say(fmt.Sprintf("modification time %d.%09d became %d.%09d in this file system", e.MTime.Sec, e.MTime.Nsec, got.Sec, got.Nsec))
 	}
 	if got := st.Mode & 0o7777; e.Type != snapshot.Symlink && mode != ^uint32(0) && got != mode {
@@ -328,15 +366,20 @@ func (h handle) dress(e *snapshot.Entry, xattrs []snapshot.Xattr, say func(what 
 	if e.Type == snapshot.File && uint64(st.Size) != e.Size {
 		say(fmt.Sprintf("size %d became %d", e.Size, st.Size))
 	}
+	return id, true
+}
+
+func modified(st *unix.Stat_t) snapshot.Time {
+	return snapshot.Time{Sec: int64(st.Mtim.Sec), Nsec: uint32(st.Mtim.Nsec)}
 }
 
 const capability = "security.capability"
 
-// strip takes away what a new thing inherits from the default ACL of its
-// directory, and what an old directory had of its own.
-func (h handle) strip(e *snapshot.Entry, want []snapshot.Xattr) {
-	if e.Type == snapshot.Symlink {
-		return // has no ACL
+// xattrNames returns the names of the xattrs that the thing has, each with a
+// NUL behind it.
+func (h handle) xattrNames() []byte {
+	if h.plain {
+		return nil
 	}
 	var buf [1024]byte
 	names := buf[:]
@@ -346,11 +389,33 @@ func (h handle) strip(e *snapshot.Entry, want []snapshot.Xattr) {
 		n, err = h.listXattr(names)
 	}
 	if err != nil || n == 0 {
-		return
+		return nil
 	}
+	return bytes.Clone(names[:n])
+}
+
+// hasXattr tells whether x, whose name may be among names, is as it is to be.
+func (h handle) hasXattr(names []byte, x snapshot.Xattr) bool {
+	if !bytes.Contains(names, []byte(x.Name)) {
+		return false
+	}
+	value := make([]byte, len(x.Value)+1)
+	var n int
+	var err error
+	if h.path {
+		n, err = unix.Getxattr(self(h.fd), x.Name, value)
+	} else {
+		n, err = unix.Fgetxattr(h.fd, x.Name, value)
+	}
+	return err == nil && bytes.Equal(value[:n], x.Value)
+}
+
+// strip takes away what a new thing inherits from the default ACL of its
+// directory, and what an old one had of its own.
+func (h handle) strip(e *snapshot.Entry, names []byte, want []snapshot.Xattr) (stripped bool) {
 names:
-	for name := range strings.SplitSeq(strings.TrimSuffix(string(names[:n]), "\x00"), "\x00") {
-		if !strings.HasPrefix(name, "user.") && !strings.HasPrefix(name, "system.posix_acl_") {
+	for name := range strings.SplitSeq(string(names), "\x00") {
+		if !strings.HasPrefix(name, "user.") && !strings.HasPrefix(name, "system.posix_acl_") && name != capability {
 			continue // a label, or something else that is not ours to remove
 		}
 		for _, x := range want {
@@ -358,12 +423,14 @@ names:
 				continue names
 			}
 		}
+		stripped = true
 		if h.path {
 			_ = unix.Removexattr(self(h.fd), name)
 		} else {
 			_ = unix.Fremovexattr(h.fd, name)
 		}
 	}
+	return stripped
 }
 
 func (h handle) listXattr(buf []byte) (int, error) {

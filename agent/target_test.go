@@ -183,7 +183,10 @@ func TestARacerLeadsNothingOutOfTheTarget(t *testing.T) {
 func play(tg *target, dir, name string, count func(error) bool) {
 	mute := func(string) {}
 	e := &snapshot.Entry{Dir: dir, Name: "f", Type: snapshot.File, Mode: 0o4777, UID: 4321, GID: 4321, Size: 4}
-	if fd, id, err := tg.create(dir, "f"); count(err) {
+	if fd, _, err := tg.create(e); count(err) {
+		var st unix.Stat_t
+		count(unix.Fstat(fd, &st))
+		id := inodeOf(&st)
 		unix.Close(fd)
 		if fd, err := tg.reopen(dir, "f", id); count(err) {
 			_, err = unix.Pwrite(fd, []byte("evil"), 0)

@@ -107,6 +107,11 @@ func (r *Repo) loadAt(ctx context.Context, l index.Location, name id.Blob, kind 
 
 // openBox opens and decompresses a box.
 func (r *Repo) openBox(l index.Location, sealed []byte) ([]box.Blob, error) {
+	return r.openInto(new(buffers), l, sealed)
+}
+
+// openInto is openBox in the memory of b, where the blobs then lie.
+func (r *Repo) openInto(b *buffers, l index.Location, sealed []byte) ([]box.Blob, error) {
 	key, err := r.Key()
 	if err != nil {
 		return nil, err
@@ -118,13 +123,16 @@ func (r *Repo) openBox(l index.Location, sealed []byte) ([]box.Blob, error) {
 	if err != nil {
 		return fail(err)
 	}
-	payload, err := reader.OpenBox(nil, sealed, uint8(l.Codec), int(l.Raw))
+	b.payload, err = reader.OpenBox(b.payload[:0], sealed, uint8(l.Codec), int(l.Raw))
 	if err != nil {
 		return fail(err)
 	}
-	plain, err := box.Decode(nil, l.Codec, int(l.Raw), payload)
-	if err != nil {
-		return fail(err)
+	plain := b.payload
+	if l.Codec != box.Stored || len(plain) != int(l.Raw) {
+		if plain, err = box.Decode(b.plain[:0], l.Codec, int(l.Raw), b.payload); err != nil {
+			return fail(err)
+		}
+		b.plain = plain
 	}
 	blobs, err := box.Blobs(plain)
 	if err != nil {
@@ -162,26 +170,53 @@ const (
 	mergeLimit = 2 << 20
 )
 
-// Fetch reads data blobs in the order of the packs and calls emit once for
-// each distinct name, from several goroutines at once, with the blob or with
-// what is wrong with it. An error of emit ends the fetch. The data given to
-// emit is its own to keep, but shares memory with its neighbours.
-func (r *Repo) Fetch(ctx context.Context, names []id.Blob, emit func(id.Blob, []byte, error) error) error {
-	type want struct {
-		name id.Blob
-		at   index.Location
+// A Fetch reads data blobs, batch after batch, with no pause in between: while
+// the last blobs of one batch are on their way the next can be begun.
+type Fetch struct {
+	r       *Repo
+	ctx     context.Context
+	workers *errgroup.Group
+	buffers chan *buffers // of workers that are not at work
+}
+
+// Buffers are what a worker opens boxes into.
+type buffers struct{ payload, plain []byte }
+
+// NewFetch begins a fetch. Wait must be called at its end.
+func (r *Repo) NewFetch(ctx context.Context) *Fetch {
+	n := runtime.GOMAXPROCS(0) + 1
+	f := &Fetch{r: r, buffers: make(chan *buffers, n)}
+	f.workers, f.ctx = errgroup.WithContext(ctx)
+	f.workers.SetLimit(n)
+	for range n {
+		f.buffers <- new(buffers)
 	}
-	var wants []want
-	seen := make(map[id.Blob]bool, len(names))
+	return f
+}
+
+// Wait returns when nothing more is being read, with the first error.
+func (f *Fetch) Wait() error { return f.workers.Wait() }
+
+// A want is a blob and the place to read it from.
+type want struct {
+	name id.Blob
+	at   index.Location
+	pack int // the packs in the order in which they are first needed
+}
+
+// Read reads the blobs of distinct names, pack after pack, and returns when the
+// last of them is on its way. For each it calls emit once, from several
+// goroutines at once and until Wait returns, with the blob or with what is
+// wrong with it. The data is emit's only until it returns; an error of emit
+// ends the fetch.
+func (f *Fetch) Read(names []id.Blob, emit func(id.Blob, []byte, error) error) error {
+	wants := make([]want, 0, len(names))
+	packs := map[id.Pack]int{}
 	for _, name := range names {
-		if seen[name] {
-			continue
-		}
-		seen[name] = true
-		at, err := r.locate(ctx, name)
+		at, err := f.r.locate(f.ctx, name)
 		if errors.Is(err, ErrDamaged) {
 			// It may have moved since the last refresh.
-			data, err := r.Load(ctx, name, id.Data)
+			data, err := f.r.Load(f.ctx, name, id.Data)
 			if err := emit(name, data, err); err != nil {
 				return err
 			}
@@ -190,15 +225,19 @@ func (r *Repo) Fetch(ctx context.Context, names []id.Blob, emit func(id.Blob, []
 		if err != nil {
 			return err
 		}
-		wants = append(wants, want{name, at[0]})
+		n, ok := packs[at[0].Pack]
+		if !ok {
+			n = len(packs)
+			packs[at[0].Pack] = n
+		}
+		wants = append(wants, want{name, at[0], n})
 	}
+	// Those that are needed first come first: what is written then lies close
+	// together, and is finished soon.
 	slices.SortFunc(wants, func(a, b want) int {
-		return cmp.Or(a.at.Pack.Compare(b.at.Pack), cmp.Compare(a.at.Offset, b.at.Offset), cmp.Compare(a.at.Place, b.at.Place))
+		return cmp.Or(cmp.Compare(a.pack, b.pack), cmp.Compare(a.at.Offset, b.at.Offset), cmp.Compare(a.at.Place, b.at.Place))
 	})
-
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(runtime.GOMAXPROCS(0) + 1)
-	for len(wants) > 0 && gctx.Err() == nil {
+	for len(wants) > 0 && f.ctx.Err() == nil {
 		first := wants[0].at
 		n, end := 0, uint64(first.Offset)
 		for n < len(wants) {
@@ -212,30 +251,36 @@ func (r *Repo) Fetch(ctx context.Context, names []id.Blob, emit func(id.Blob, []
 		}
 		run := wants[:n]
 		wants = wants[n:]
-		g.Go(func() error {
-			data, err := r.store.Get(gctx, packName(first.Pack), int64(first.Offset), int64(end)-int64(first.Offset))
-			if gctx.Err() != nil {
-				return gctx.Err()
-			}
-			var blobs []box.Blob
-			for i, w := range run {
-				if err == nil && (i == 0 || w.at.Offset != run[i-1].at.Offset) {
-					from := w.at.Offset - first.Offset
-					blobs, _ = r.openBox(w.at, data[from:from+w.at.Length])
-				}
-				plain, bad := r.pick(w.at, blobs, w.name, id.Data)
-				if bad != nil {
-					// Slowly, and with every other copy; Load says what is wrong.
-					plain, bad = r.Load(gctx, w.name, id.Data)
-				}
-				if err := emit(w.name, plain, bad); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
+		f.workers.Go(func() error { return f.read(run, int64(end), emit) })
 	}
-	return g.Wait()
+	return f.ctx.Err()
+}
+
+// read reads blobs that lie side by side in one pack, up to end.
+func (f *Fetch) read(run []want, end int64, emit func(id.Blob, []byte, error) error) error {
+	b := <-f.buffers
+	defer func() { f.buffers <- b }()
+	first := run[0].at
+	data, err := f.r.store.Get(f.ctx, packName(first.Pack), int64(first.Offset), end-int64(first.Offset))
+	if f.ctx.Err() != nil {
+		return f.ctx.Err()
+	}
+	var blobs []box.Blob
+	for i, w := range run {
+		if err == nil && (i == 0 || w.at.Offset != run[i-1].at.Offset) {
+			from := w.at.Offset - first.Offset
+			blobs, _ = f.r.openInto(b, w.at, data[from:from+w.at.Length])
+		}
+		plain, bad := f.r.pick(w.at, blobs, w.name, id.Data)
+		if bad != nil {
+			// Slowly, and with every other copy; Load says what is wrong.
+			plain, bad = f.r.Load(f.ctx, w.name, id.Data)
+		}
+		if err := emit(w.name, plain, bad); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // boxCacheBytes bounds the decoded boxes kept for Load. Nodes of a tree lie

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -23,11 +24,14 @@ import (
 )
 
 // A window is what is fetched in one sweep over the packs. A larger one reads
-// more in order; a smaller one holds less: some 100 bytes a ref.
+// more in order; a smaller one holds less: some 100 bytes a ref. The first is
+// small, so that there is something to write soon, and each is twice the one
+// before it.
 const (
+	firstRefs   = 1 << 9
+	firstBytes  = 8 << 20
 	windowRefs  = 1 << 14
 	windowBytes = 256 << 20
-	windows     = 1 // fetched while the next is gathered
 )
 
 // maxExtents bounds the map of a file's holes, which is held in memory. The
@@ -88,10 +92,11 @@ type job struct {
 	root snapshot.Root
 	out  *agent.Restore
 
-	first map[[16]byte]first // of the hard-link groups
-	next  *sweep             // being gathered
-	flush func()             // begins to fetch next, and a new one
-	under sync.WaitGroup     // the fetches
+	first  map[[16]byte]first // of the hard-link groups
+	next   *sweep             // being gathered
+	sweeps chan *sweep        // to be fetched
+	under  atomic.Int32       // those that were flushed and are not written yet
+	idle   chan struct{}      // under has become 0
 
 	mu  sync.Mutex
 	sum Summary
@@ -127,7 +132,9 @@ type part struct {
 	to           uint64 // in the file
 }
 
-func newSweep() *sweep { return &sweep{pieces: map[id.Blob][]piece{}} }
+func newSweep(refs int, bytes uint64) *sweep {
+	return &sweep{pieces: map[id.Blob][]piece{}, maxRefs: min(refs, windowRefs), maxBytes: min(bytes, windowBytes)}
+}
 
 // A sweep is the pieces of one window by blob.
 type sweep struct {
@@ -135,31 +142,43 @@ type sweep struct {
 	pieces map[id.Blob][]piece
 	refs   int
 	bytes  uint64
+	left   atomic.Int64 // names that are not written yet
+
+	maxRefs  int
+	maxBytes uint64
 }
 
 // run walks the tree and keeps the fetching of one window behind it.
 func (j *job) run(ctx context.Context) error {
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(windows)
-	j.next = newSweep()
-	j.flush = func() {
-		full := j.next
-		j.next = newSweep()
-		j.under.Add(1)
-		g.Go(func() error {
-			defer j.under.Done()
-			return j.fetch(gctx, full)
-		})
+	g, ctx := errgroup.WithContext(ctx)
+	j.next = newSweep(firstRefs, firstBytes)
+	j.sweeps, j.idle = make(chan *sweep), make(chan struct{}, 1)
+	g.Go(func() error {
+		defer close(j.sweeps)
+		if err := j.walk(ctx); err != nil {
+			return err
+		}
+		return j.flush(ctx)
+	})
+	g.Go(func() error { return j.fetch(ctx) })
+	return g.Wait()
+}
+
+// flush hands over what was gathered, and begins the next window.
+func (j *job) flush(ctx context.Context) error {
+	full := j.next
+	if len(full.names) == 0 {
+		return nil
 	}
-	err := j.walk(gctx)
-	if err == nil {
-		j.flush()
+	full.left.Store(int64(len(full.names)))
+	j.next = newSweep(2*full.maxRefs, 2*full.maxBytes)
+	j.under.Add(1)
+	select {
+	case j.sweeps <- full:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
-	// What a worker found wrong explains why the walk was cancelled.
-	if werr := g.Wait(); werr != nil && (err == nil || errors.Is(err, context.Canceled)) {
-		err = werr
-	}
-	return err
 }
 
 func (j *job) walk(ctx context.Context) error {
@@ -211,8 +230,12 @@ func (j *job) entry(ctx context.Context, e *snapshot.Entry) error {
 	n, err := j.out.Add(e, xattrs, extents)
 	if errors.Is(err, agent.ErrUnfinished) {
 		// All that were added before are complete when their windows are.
-		j.flush()
-		j.under.Wait()
+		if err := j.flush(ctx); err != nil {
+			return err
+		}
+		if err := j.settled(ctx); err != nil {
+			return err
+		}
 		n, err = j.out.Add(e, xattrs, extents)
 	}
 	if errors.Is(err, snapshot.ErrFormat) {
@@ -268,8 +291,10 @@ func (j *job) content(ctx context.Context, e *snapshot.Entry, n uint64, extents 
 		f.mu.Lock()
 		f.left++
 		f.mu.Unlock()
-		if j.next.refs >= windowRefs || j.next.bytes >= windowBytes {
-			j.flush()
+		if j.next.refs >= j.next.maxRefs || j.next.bytes >= j.next.maxBytes {
+			if err := j.flush(ctx); err != nil {
+				return err
+			}
 		}
 		w := j.next
 		if w.pieces[ref.Name] == nil {
@@ -301,30 +326,62 @@ func (p *placer) take(n uint64) (parts []part) {
 	return parts
 }
 
-// fetch reads the blobs of one window and writes them where they belong.
-func (j *job) fetch(ctx context.Context, w *sweep) error {
-	return j.repo.Fetch(ctx, w.names, func(name id.Blob, data []byte, bad error) error {
-		if bad != nil && !errors.Is(bad, repo.ErrDamaged) {
-			return bad // the store, not the data
+// settled waits until all that was flushed is written.
+func (j *job) settled(ctx context.Context) error {
+	for j.under.Load() > 0 {
+		select {
+		case <-j.idle:
+		case <-ctx.Done():
+			return ctx.Err()
 		}
-		for _, p := range w.pieces[name] {
-			why := bad
-			if why == nil && uint64(len(data)) != p.length {
-				why = fmt.Errorf("blob %s has %d bytes, not %d", name.Short(), len(data), p.length)
-			}
-			if why == nil {
-				for _, x := range p.parts {
-					if err := j.out.Write(p.file.n, int64(x.to), data[x.from:x.from+x.length]); err != nil {
-						return err
-					}
+	}
+	return nil
+}
+
+// fetch reads the blobs of the windows and writes them where they belong.
+func (j *job) fetch(ctx context.Context) error {
+	f := j.repo.NewFetch(ctx)
+	var err error
+	for w := range j.sweeps {
+		if err = f.Read(w.names, func(name id.Blob, data []byte, bad error) error { return j.write(w, name, data, bad) }); err != nil {
+			break
+		}
+	}
+	// What a worker found wrong explains why Read was cancelled.
+	if werr := f.Wait(); werr != nil {
+		err = werr
+	}
+	return err
+}
+
+// write puts a blob where it belongs.
+func (j *job) write(w *sweep, name id.Blob, data []byte, bad error) error {
+	if bad != nil && !errors.Is(bad, repo.ErrDamaged) {
+		return bad // the store, not the data
+	}
+	for _, p := range w.pieces[name] {
+		why := bad
+		if why == nil && uint64(len(data)) != p.length {
+			why = fmt.Errorf("blob %s has %d bytes, not %d", name.Short(), len(data), p.length)
+		}
+		if why == nil {
+			for _, x := range p.parts {
+				if err := j.out.Write(p.file.n, int64(x.to), data[x.from:x.from+x.length]); err != nil {
+					return err
 				}
 			}
-			if err := j.settle(p.file, 1, false, why); err != nil {
-				return err
-			}
 		}
-		return nil
-	})
+		if err := j.settle(p.file, 1, false, why); err != nil {
+			return err
+		}
+	}
+	if w.left.Add(-1) == 0 && j.under.Add(-1) == 0 {
+		select {
+		case j.idle <- struct{}{}:
+		default:
+		}
+	}
+	return nil
 }
 
 // settle notes that pieces of f were dealt with, or that all are known, and
