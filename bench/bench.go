@@ -9,6 +9,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"syscall"
@@ -73,6 +74,7 @@ func (b *bench) corpus(ctx context.Context, c *corpus, todo []step) (err error) 
 		return err
 	}
 	b.say("corpus %s: %s: %v", c.name, c.about, f)
+	b.warnOfSpace(c, f)
 	b.results.Corpora = append(b.results.Corpora, corpusResult{c.name, c.about, f})
 	for i, t := range b.tools {
 		p.sites[t.name()] = &site{
@@ -88,6 +90,24 @@ func (b *bench) corpus(ctx context.Context, c *corpus, todo []step) (err error) 
 		}
 	}
 	return nil
+}
+
+// warnOfSpace tells of a disk that may be too small: for a copy in each
+// repository, as if nothing could be compressed, and two to restore.
+func (b *bench) warnOfSpace(c *corpus, f facts) {
+	copies := int64(2)
+	for _, t := range b.tools {
+		if t.role() != floor {
+			copies++
+		}
+	}
+	var fs syscall.Statfs_t
+	if err := syscall.Statfs(b.work, &fs); err != nil {
+		return
+	}
+	if free := int64(fs.Bavail) * fs.Bsize; free < copies*f.Disk {
+		b.say("warning: corpus %s may need %s more below %s, where %s are free", c.name, size(copies*f.Disk), b.work, size(free))
+	}
 }
 
 // step measures one step with all tools in turn, round by round.
@@ -116,14 +136,18 @@ func (b *bench) step(ctx context.Context, p *place, st step) error {
 				continue
 			}
 			u, err := b.once(ctx, p, st, round, t, c)
-			if ctx.Err() != nil {
+			var fault *faultError
+			switch {
+			case ctx.Err() != nil:
 				return context.Cause(ctx)
-			} else if err != nil {
+			case errors.As(err, &fault):
 				c.Status, c.Reason = failed, err.Error()
 				// What comes next would start from something else than it should.
 				p.failed[t.name()] = st.isBackup()
 				b.say("%-9s %-9s %d/%d  %-13s FAILED: %v", p.name, st, round, b.runs, t.name(), err)
 				continue
+			case err != nil:
+				return err
 			}
 			b.say("%-9s %-9s %d/%d  %-13s %8.2f s  cpu %8.2f s  memory %5d MB  written %6d MB%s",
 				p.name, st, round, b.runs, t.name(), u.Wall, u.CPU(), u.Peak>>20, u.Written>>20, growth(st, u))
@@ -157,9 +181,14 @@ func (b *bench) prepare(ctx context.Context, p *place, st step, round int, cells
 			continue // needs no backup before
 		}
 		if c.Status == measured && (round == 1 || c.spent() <= b.budget) {
-			if err := b.catchUp(ctx, p, t); ctx.Err() != nil {
+			var fault *faultError
+			err := b.catchUp(ctx, p, t)
+			switch {
+			case ctx.Err() != nil:
 				return context.Cause(ctx)
-			} else if err != nil {
+			case err != nil && !errors.As(err, &fault):
+				return err
+			case err != nil:
 				c.Status, c.Reason = failed, err.Error()
 				p.failed[t.name()] = true
 			}
@@ -193,7 +222,7 @@ func (b *bench) catchUp(ctx context.Context, p *place, t tool) error {
 	if p.seen[t.name()] == 0 {
 		st = first
 		if err := t.setup(ctx, s); err != nil {
-			return err
+			return &faultError{err}
 		}
 	}
 	c, err := t.command(ctx, st, s)
@@ -204,66 +233,25 @@ func (b *bench) catchUp(ctx context.Context, p *place, t tool) error {
 		return err
 	}
 	if _, err := run(ctx, c); err != nil {
-		return err
+		return &faultError{err}
 	}
 	p.seen[t.name()] = p.version
 	return nil
 }
 
+// A faultError is a tool's own: it failed, or what came of it is wrong. Any other
+// error is the bench's, and ends it.
+type faultError struct{ error }
+
 // once measures a step of one tool, and looks at what came of it.
 func (b *bench) once(ctx context.Context, p *place, st step, round int, t tool, c *cell) (sample, error) {
 	s := p.sites[t.name()]
-	s.target, s.into = "", ""
-	read := []string{p.source} // what the tool will read
-	var reference, result string
-	switch st {
-	case first:
-		if err := t.setup(ctx, s); err != nil {
-			return sample{}, err
-		}
-	case check:
-		read = []string{s.repository(), s.home()}
-	case restore:
-		read, reference = []string{s.repository(), s.home()}, p.source
-		if o, ok := t.(*orlop); ok && o.volume {
-			s.into = b.engine.fresh()
-			defer b.engine.remove(context.WithoutCancel(ctx), s.into)
-		} else {
-			s.target = filepath.Join(p.dir, "restored")
-			defer os.RemoveAll(s.target)
-			if err := os.Mkdir(s.target, 0o755); err != nil {
-				return sample{}, err
-			}
-			result = s.target
-		}
-	case update:
-		read, reference, result = []string{s.repository(), s.home()}, p.source, p.copied
-		if o, ok := t.(*orlop); ok && o.volume {
-			reference, result = p.copied, p.source // it restores into the volume itself
-		}
-		if err := mirror(ctx, reference, result); err != nil {
-			return sample{}, err
-		}
-		// Whatever becomes of it, the next one finds the source as it was.
-		defer func() { _ = mirror(context.WithoutCancel(ctx), reference, result) }()
-		if err := differ(result, uint64(1000+round)); err != nil {
-			return sample{}, err
-		}
-		s.target, read = result, append(read, result)
-	case unchanged, changed, touched:
-		read = append(read, s.repository(), s.home())
-	}
-	if t.role() == floor {
-		read = []string{p.source}
-	}
-	keep := s.reset
-	if st.isBackup() {
-		keep = func(context.Context) error { return s.forget() }
-	}
-	if err := keep(ctx); err != nil {
+	a, err := b.aim(ctx, p, st, round, t)
+	defer a.after()
+	if err != nil {
 		return sample{}, err
 	}
-	for _, dir := range read {
+	for _, dir := range a.read {
 		if err := warm(ctx, dir); err != nil {
 			return sample{}, fmt.Errorf("read %s beforehand: %w", dir, err)
 		}
@@ -274,9 +262,10 @@ func (b *bench) once(ctx context.Context, p *place, st step, round int, t tool, 
 		return sample{}, err
 	}
 	syscall.Sync()
+	debug.FreeOSMemory() // what comparing took: not to be done meanwhile
 	u, out, err := measure(ctx, cmd)
 	if err != nil {
-		return sample{}, err
+		return sample{}, &faultError{err}
 	}
 	sm := sample{usage: u, Repository: fileBytes(s.repository())}
 	if st.isBackup() {
@@ -287,35 +276,118 @@ func (b *bench) once(ctx context.Context, p *place, st step, round int, t tool, 
 		sm.told = t.told(out)
 		p.seen[t.name()] = p.version
 	}
-	if s.into != "" {
-		if result, err = b.engine.directory(ctx, s.into); err != nil {
+	if round == 1 {
+		if err := b.verify(ctx, st, s, a, c); err != nil {
 			return sample{}, err
 		}
-	}
-	if reference != "" && round == 1 {
-		d, err := compare(ctx, reference, result)
-		if err != nil {
-			return sample{}, err
+		if c.Blind = st == update && cmd.blind; c.Blind {
+			c.Notes = append(c.Notes, "does not compare contents")
 		}
-		if st == update {
-			c.extra(d)
-		}
-		if err := d.err(); err != nil {
-			return sample{}, err
-		}
-		for _, what := range slices.Sorted(maps.Keys(d.lost)) {
-			c.Notes = append(c.Notes, fmt.Sprintf("%s: %d not as they were", what, d.lost[what]))
-		}
-	}
-	if st == update && cmd.blind && round == 1 {
-		c.Blind = true
-		c.Notes = append(c.Notes, "does not compare contents")
-	}
-	if t.role() == floor {
-		_ = os.RemoveAll(s.repository())
 	}
 	c.Samples = append(c.Samples, sm)
 	return sm, nil
+}
+
+// An aim is what a run reads and what should come of it.
+type aim struct {
+	read []string // directories, to be read beforehand
+
+	// result is to be what reference is; "" is a volume yet to be made, or, if
+	// there is no reference, nothing.
+	result, reference string
+
+	undo []func()
+}
+
+func (a *aim) after() {
+	for _, f := range slices.Backward(a.undo) {
+		f()
+	}
+}
+
+// aim makes what one run of a step begins with: a fresh repository, caches as the
+// last backup left them, an empty target, a copy that differs.
+func (b *bench) aim(ctx context.Context, p *place, st step, round int, t tool) (*aim, error) {
+	s := p.sites[t.name()]
+	s.target, s.into = "", ""
+	a := &aim{read: []string{p.source}}
+	if t.role() != floor {
+		switch {
+		case st == first:
+			if err := t.setup(ctx, s); err != nil {
+				return a, &faultError{err}
+			}
+		case st.isBackup():
+			a.read = append(a.read, s.repository(), s.home())
+			if err := s.forget(); err != nil {
+				return a, err
+			}
+		default:
+			a.read = []string{s.repository(), s.home()}
+			if err := s.reset(ctx); err != nil {
+				return a, err
+			}
+		}
+	} else if st == first {
+		if err := s.fresh(); err != nil {
+			return a, err
+		}
+		a.undo = append(a.undo, func() { _ = os.RemoveAll(s.dir) })
+	}
+	o, _ := t.(*orlop)
+	throughVolume := o != nil && o.volume
+	switch {
+	case st == restore && throughVolume:
+		s.into, a.reference = b.engine.fresh(), p.source
+		into := s.into
+		a.undo = append(a.undo, func() { b.engine.remove(context.WithoutCancel(ctx), into) })
+	case st == restore:
+		s.target, a.reference = filepath.Join(p.dir, "restored"), p.source
+		a.result = s.target
+		a.undo = append(a.undo, func() { _ = os.RemoveAll(a.result) })
+		return a, os.Mkdir(s.target, 0o755)
+	case st == update:
+		a.result, a.reference = p.copied, p.source
+		if err := mirror(ctx, p.source, p.copied); err != nil {
+			return a, err
+		}
+		if throughVolume {
+			// It restores into the volume itself. Whatever becomes of that, the
+			// next one finds the source as it was.
+			a.result, a.reference = p.source, p.copied
+			a.undo = append(a.undo, func() { _ = mirror(context.WithoutCancel(ctx), p.copied, p.source) })
+		}
+		s.target, a.read = a.result, append(a.read, a.result)
+		return a, differ(a.result, uint64(1000+round))
+	}
+	return a, nil
+}
+
+// verify compares what came of a restore with what should, and notes what the tool
+// does not keep.
+func (b *bench) verify(ctx context.Context, st step, s *site, a *aim, c *cell) (err error) {
+	if a.reference == "" {
+		return nil
+	}
+	if a.result == "" {
+		if a.result, err = b.engine.directory(ctx, s.into); err != nil {
+			return err
+		}
+	}
+	d, err := compare(ctx, a.reference, a.result)
+	if err != nil {
+		return err
+	}
+	if st == update {
+		c.extra(d)
+	}
+	if err := d.err(); err != nil {
+		return &faultError{err}
+	}
+	for _, what := range slices.Sorted(maps.Keys(d.lost)) {
+		c.Notes = append(c.Notes, fmt.Sprintf("%s: %d not as they were", what, d.lost[what]))
+	}
+	return nil
 }
 
 // extra forgives a tool that it does not delete what a snapshot does not have,

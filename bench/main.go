@@ -39,6 +39,7 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	context.AfterFunc(ctx, stop) // a second signal does not wait
 	o, err := parse(os.Args[1:], os.Stderr)
 	if err == nil {
 		err = o.run(ctx, os.Stdout, os.Stderr)

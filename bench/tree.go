@@ -156,17 +156,11 @@ func (d *difference) err() error {
 	return fmt.Errorf("the result is wrong in %d places: %s", len(d.wrong), strings.Join(shown, ", "))
 }
 
-// A pair is a regular file in both trees, to be compared.
-type pair struct {
-	path      string
-	want, got string
-}
-
 // compare tells what the tree at got lacks of that at want, or has too much.
 func compare(ctx context.Context, want, got string) (*difference, error) {
 	d := &difference{lost: map[string]int{}}
 	links := map[uint64]string{} // inode in want: first path
-	var pairs []pair
+	var both []string            // regular files of one size, to be read
 	var dir func(path string) error
 	entry := func(path string) error {
 		w, err := os.Lstat(filepath.Join(want, path))
@@ -202,7 +196,7 @@ func compare(ctx context.Context, want, got string) (*difference, error) {
 			if wb, gb := w.Sys().(*syscall.Stat_t).Blocks, g.Sys().(*syscall.Stat_t).Blocks; wb*512 < w.Size()*9/10 && gb > wb+wb/10+128 {
 				d.lost["holes"]++
 			}
-			pairs = append(pairs, pair{path, filepath.Join(want, path), filepath.Join(got, path)})
+			both = append(both, path)
 		case w.Mode()&fs.ModeSymlink != 0:
 			wl, err := os.Readlink(filepath.Join(want, path))
 			if err != nil {
@@ -242,16 +236,17 @@ func compare(ctx context.Context, want, got string) (*difference, error) {
 		return nil, fmt.Errorf("compare %s with %s: %w", got, want, err)
 	}
 	var mu sync.Mutex
-	err := onAllCores(ctx, len(pairs), func(i int) error {
-		same, err := sameBytes(pairs[i].want, pairs[i].got)
+	err := onAllCores(ctx, len(both), func(i int) error {
+		w, g := filepath.Join(want, both[i]), filepath.Join(got, both[i])
+		same, err := sameBytes(w, g)
 		if err != nil {
 			return err
 		}
-		attributes := xattrs(pairs[i].want) == xattrs(pairs[i].got)
+		attributes := xattrs(w) == xattrs(g)
 		mu.Lock()
 		defer mu.Unlock()
 		if !same {
-			d.add(pairs[i].path, "has other bytes")
+			d.add(both[i], "has other bytes")
 		}
 		if !attributes {
 			d.lost["extended attributes"]++
