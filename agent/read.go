@@ -48,12 +48,13 @@ type reader struct {
 	n       uint64
 	attempt uint8
 
+	cache       cache
 	list, value []byte // xattrs
 	mapEnd      uint64
 }
 
 func newReader(d *dirs, s chunk.Splitter, n *id.Namer, readOnlyMount bool, c *crew) *reader {
-	r := &reader{dirs: d, readOnlyMount: readOnlyMount, crew: c}
+	r := &reader{dirs: d, readOnlyMount: readOnlyMount, crew: c, cache: cache{unknown: &c.unknown}}
 	r.small = cutter{splitter: s, namer: n, most: largeFile}
 	r.sets = cutter{splitter: s, namer: n, most: smallBuffer}
 	return r
@@ -259,9 +260,8 @@ func (r *reader) file(f *File, fd int, st *unix.Statx_t, old []snapshot.Ref) (si
 	_ = r.offers(&r.sets, Map).reset(r.ctx, 0, nil) // it lends nothing
 	r.mapEnd = 0
 	defer func() { f.Refs[Content], f.Refs[Map] = r.content.refs, r.sets.refs }()
-	if size >= 1<<20 {
-		_ = unix.Fadvise(fd, 0, 0, unix.FADV_SEQUENTIAL)
-	}
+	r.cache.begin(fd, size)
+	defer r.cache.end()
 	holes := st.Blocks*512 < st.Size
 	var last snapshot.Extent // not in the map yet, as the next may touch it
 	for off := uint64(0); off < size; {
@@ -346,6 +346,9 @@ func (r *reader) extent(f *File, fd int, x snapshot.Extent) (uint64, error) {
 		}
 		done += uint64(n)
 		f.BytesRead += uint64(n)
+		// The disk works while what it brought is cut.
+		r.cache.fetch(x.Offset+done, min(x.Offset+done+largeBuffer, x.End()))
+		r.cache.after(x.Offset + done)
 		if err := r.content.wrote(n); err != nil {
 			return 0, fatal{err}
 		}
@@ -358,16 +361,18 @@ func (r *reader) extent(f *File, fd int, x snapshot.Extent) (uint64, error) {
 
 // pread fills p with what is at off, or as much of it as there is.
 func (r *reader) pread(fd int, p []byte, off uint64) (int, error) {
-	if len(p) <= onePread {
-		return pread(fd, p, off)
+	n := r.cache.before(p, off)
+	if p, off = p[n:], off+uint64(n); len(p) <= onePread {
+		m, err := pread(fd, p, off)
+		return n + m, err
 	}
+	r.cache.fetch(off, off+uint64(len(p)))
 	got := make([]int, (len(p)+onePread-1)/onePread)
 	errs := make([]error, len(got))
 	each(r.crew.fork(), len(got), func(i int) {
 		at := i * onePread
 		got[i], errs[i] = pread(fd, p[at:min(at+onePread, len(p))], off+uint64(at))
 	})
-	n := 0
 	for i := range got {
 		n += got[i]
 		if errs[i] != nil && n == 0 {

@@ -243,6 +243,8 @@ type crew struct {
 	cores int
 	busy  atomic.Int32 // readers that have something to do
 	large chan *cutter // the one that was used longest ago comes first
+
+	unknown unknown
 }
 
 func newCrew(cores, large int, s chunk.Splitter, n *id.Namer) *crew {
