@@ -18,8 +18,8 @@ import (
 // every tenth of growth. A host and its helper together stay under 200 MiB with
 // these, whatever else they hold.
 const (
-	hostHeap  = 72 << 20
-	agentHeap = 56 << 20
+	hostHeap  = 56 << 20
+	agentHeap = 48 << 20
 )
 
 // heap is the budget of this process, once it has one.
