@@ -22,6 +22,7 @@ type bench struct {
 	engine  *engine // nil if no volumes are measured
 	runs    int
 	budget  float64 // seconds of a tool in a cell, after which it is not run again there
+	steps   []step  // nil: those of each corpus
 	results *results
 	say     func(format string, args ...any)
 	keep    func() error // writes the results so far
@@ -43,7 +44,11 @@ type place struct {
 }
 
 // corpus measures the steps of one corpus.
-func (b *bench) corpus(ctx context.Context, c *corpus, todo []step) (err error) {
+func (b *bench) corpus(ctx context.Context, c *corpus) (err error) {
+	todo := b.steps
+	if todo == nil {
+		todo = c.steps
+	}
 	built, err := c.ready(ctx, b.work, b.say)
 	if err != nil {
 		return err
@@ -117,11 +122,14 @@ func (b *bench) step(ctx context.Context, p *place, st step) error {
 		c := &cell{Corpus: p.name, Step: st, Tool: t.name(), Role: t.role(), Status: measured}
 		cells[t.name()] = c
 		b.results.Cells = append(b.results.Cells, c)
-		if p.failed[t.name()] {
+		_, err := t.command(ctx, st, p.probe(t))
+		switch {
+		case p.failed[t.name()]:
 			c.Status, c.Reason = failed, "an earlier step failed"
-		}
-		if _, err := t.command(ctx, st, p.probe(t)); errors.Is(err, errNotDone) {
+		case errors.Is(err, errNotDone):
 			c.Status, c.Reason = notDone, err.Error()
+		case b.steps == nil && slices.Contains(p.alone, st) && t.role() != ours && t.role() != floor:
+			c.Status, c.Reason = notDone, "takes long, and was not asked for by -step"
 		}
 	}
 	for round := 1; round <= b.runs; round++ {
@@ -132,7 +140,7 @@ func (b *bench) step(ctx context.Context, p *place, st step) error {
 		for i := range b.tools {
 			t := b.tools[(i+p.rotation)%len(b.tools)]
 			c := cells[t.name()]
-			if c.Status != measured || round > 1 && c.spent() > b.budget {
+			if c.Status != measured || b.enough(c, round) {
 				continue
 			}
 			u, err := b.once(ctx, p, st, round, t, c)
@@ -154,6 +162,12 @@ func (b *bench) step(ctx context.Context, p *place, st step) error {
 		}
 	}
 	return nil
+}
+
+// enough reports whether a cell needs no further round. An archive costs the same
+// each time, and is no peer: after its first backups one run is enough.
+func (b *bench) enough(c *cell, round int) bool {
+	return round > 1 && (c.spent() > b.budget || c.Role == archive && c.Step != first && c.Step != restore)
 }
 
 // growth tells what a backup stored.
@@ -180,7 +194,7 @@ func (b *bench) prepare(ctx context.Context, p *place, st step, round int, cells
 		if t.role() == floor || t.role() == archive && st.isBackup() {
 			continue // needs no backup before
 		}
-		if c.Status == measured && (round == 1 || c.spent() <= b.budget) {
+		if c.Status == measured && !b.enough(c, round) {
 			var fault *faultError
 			err := b.catchUp(ctx, p, t)
 			switch {
@@ -405,12 +419,12 @@ func (c *cell) extra(d *difference) {
 // run here is known before the first hour is over.
 func (b *bench) warmUp(ctx context.Context) error {
 	aside := *b
-	aside.results, aside.runs = &results{}, 1
+	aside.results, aside.runs, aside.steps = &results{}, 1, steps
 	aside.say = func(string, ...any) {}
 	aside.keep = func() error { return nil }
 	c := media(1 << 20)
 	c.name = "warm-up"
-	if err := aside.corpus(ctx, c, steps); err != nil {
+	if err := aside.corpus(ctx, c); err != nil {
 		return err
 	}
 	for _, c := range aside.results.Cells {

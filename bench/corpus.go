@@ -16,6 +16,7 @@ type corpus struct {
 	name   string
 	about  string
 	steps  []step // those that tell something about it; others are done when asked for
+	alone  []step // of these, those of orlop and the floors alone: others take too long to do it unasked
 	sparse bool   // has holes
 
 	// recipe says all that the content depends on: while it is the same, a tree
@@ -76,6 +77,7 @@ func corpora(sc scale) map[string]*corpus {
 		"many":     tinyFiles(sc.many),
 		"some":     tinyFiles(max(sc.many/100, 1)),
 	}
+	all["some"].alone = all["some"].steps // it is there to be compared with many
 	for name, c := range all {
 		c.name = name
 	}

@@ -81,10 +81,10 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	peerList := f.String("peers", "all", "peers, with commas between: "+strings.Join(peerNames(), ", ")+", all, none, and NAME=PATH for another version of one, such as restic-0.19=/opt/restic")
 	wayList := f.String("ways", "all", "how orlop runs: path, volume, all")
 	f.IntVar(&o.runs, "runs", 0, "measured runs of each cell (default 3, with -quick 1)")
-	f.DurationVar(&o.budget, "budget", time.Minute, "a tool that took this long in a cell is not run there again")
+	f.DurationVar(&o.budget, "budget", 30*time.Second, "a tool that took this long in a cell is not run there again")
 	quickly := f.Bool("quick", false, "small corpora, for a look in a few minutes")
 	many := f.Int("files", 0, "files of corpus many (default 1,000,000, with -quick 20,000)")
-	f.StringVar(&o.work, "work", "/var/tmp/orlop-bench", "directory for corpora and scratch; some 40 GB in a full run")
+	f.StringVar(&o.work, "work", "/var/tmp/orlop-bench", "directory for corpora and scratch; some 35 GB in a full run")
 	f.StringVar(&o.out, "out", "", "directory for results.json, results.md and chart.svg (default WORK/results/TIME)")
 	f.StringVar(&o.orlop, "orlop", "bin/orlop", "orlop's program")
 	if err := f.Parse(args); err != nil {
@@ -153,7 +153,7 @@ func (o options) run(ctx context.Context, stdout, stderr io.Writer) error {
 		Scale: o.scale.name, Seed: seed, Runs: o.runs, Budget: o.budget.Seconds(),
 		Machine: thisMachine(o.work), Versions: map[string]string{},
 	}
-	b := &bench{work: o.work, runs: o.runs, budget: o.budget.Seconds(), results: r, say: say}
+	b := &bench{work: o.work, runs: o.runs, budget: o.budget.Seconds(), steps: o.steps, results: r, say: say}
 	if slices.Contains(o.ways, "path") {
 		b.tools = append(b.tools, newOrlop(o.orlop, false))
 	}
@@ -202,11 +202,7 @@ func (o options) run(ctx context.Context, stdout, stderr io.Writer) error {
 			return err
 		}
 		for _, c := range todo {
-			these := o.steps
-			if these == nil {
-				these = c.steps
-			}
-			if err := b.corpus(ctx, c, these); err != nil {
+			if err := b.corpus(ctx, c); err != nil {
 				return err
 			}
 		}

@@ -292,6 +292,28 @@ func TestAToolThatIsWrongIsNotFast(t *testing.T) {
 	}
 }
 
+func TestWhatTakesOthersLongIsDoneWhenAskedFor(t *testing.T) {
+	fake := filepath.Join(t.TempDir(), "fake")
+	must(t, os.WriteFile(fake, []byte(strings.NewReplacer("WRONG_BACKUP", "true", "WRONG_RESTORE", "true").Replace(fakeRestic)), 0o755))
+	for _, asked := range [][]step{nil, {first, restore}} {
+		o := tinyOptions(t)
+		o.peers, o.ways, o.corpora, o.steps = []string{"restic-0=" + fake}, nil, []string{"many"}, asked
+		r, _ := o.bench(t)
+		want := measured
+		if asked == nil {
+			want = notDone
+		}
+		if c := find(r, "many", restore, "restic-0"); c.Status != want {
+			t.Errorf("with -step %v it is %s: %s", asked, c.Status, c.Reason)
+		}
+		for _, tool := range []string{"restic-0", "cp -a"} {
+			if c := find(r, "many", first, tool); c.Status != measured {
+				t.Errorf("with -step %v the first backup of %s is %s: %s", asked, tool, c.Status, c.Reason)
+			}
+		}
+	}
+}
+
 func TestAStepAloneIsPreparedUnmeasured(t *testing.T) {
 	o := tinyOptions(t)
 	o.steps = []step{check}

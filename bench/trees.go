@@ -28,7 +28,7 @@ func source(sc scale) *corpus {
 	}
 	return &corpus{
 		about: "copy of " + strings.Join(roots, " and "),
-		steps: []step{first, unchanged, touched, check, restore, update},
+		steps: []step{first, unchanged, check, restore, update},
 		recipe: func() (string, error) {
 			recipe := "source 1"
 			for _, root := range roots {
@@ -130,7 +130,7 @@ func logs(total int64) *corpus {
 	}
 	return &corpus{
 		about:   fmt.Sprintf("%s of log lines; then 2 %% more are appended to each file that is written, and one of eight is rotated", size(total)),
-		steps:   []step{first, unchanged, changed, check, restore},
+		steps:   []step{first, changed, restore},
 		recipe:  fixed(fmt.Sprint("logs 1 ", seed, total)),
 		missing: nothingMissing,
 		build: func(_ context.Context, dir string) error {
@@ -222,7 +222,7 @@ func image(total int64) *corpus {
 	writes := int(total >> 21)
 	return &corpus{
 		about: fmt.Sprintf("a sparse disk image of %s, a third in use; then %d blocks of 4 KiB are written over in place", binary(total), writes),
-		steps: []step{first, unchanged, changed, check, restore, update}, sparse: true,
+		steps: []step{first, changed, restore, update}, sparse: true,
 		recipe:  fixed(fmt.Sprint("image 1 ", seed, total, mkfs != "")),
 		missing: nothingMissing,
 		build: func(ctx context.Context, dir string) error {
@@ -325,7 +325,8 @@ func tinyFiles(n int) *corpus {
 	}
 	return &corpus{
 		about:   fmt.Sprintf("%d files of up to 300 bytes; then 1 in 100 gets another mode, and 1 in 100 another time", n),
-		steps:   []step{first, unchanged, changed},
+		steps:   []step{first, unchanged, changed, check, restore},
+		alone:   []step{check, restore},
 		recipe:  fixed(fmt.Sprint("tiny files 1 ", seed, n)),
 		missing: nothingMissing,
 		build: func(ctx context.Context, dir string) error {
