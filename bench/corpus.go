@@ -36,8 +36,8 @@ type corpus struct {
 // A scale says how large corpora are.
 type scale struct {
 	name    string
-	whole   bool  // source is all of GOROOT and /usr/share
-	media   int64 // bytes
+	source  string // part of GOROOT; "" is all of it, and /usr/share
+	media   int64  // bytes
 	logs    int64
 	image   int64 // of the disk; a third of it is used
 	pgscale int   // of pgbench, 15 MB each
@@ -46,9 +46,9 @@ type scale struct {
 
 // The scales.
 var (
-	full  = scale{"full", true, 2 << 30, 512 << 20, 2 << 30, 70, 1_000_000}
-	quick = scale{"quick", false, 96 << 20, 32 << 20, 128 << 20, 3, 20_000}
-	tiny  = scale{"tiny", false, 6 << 20, 2 << 20, 8 << 20, 1, 300}
+	full  = scale{"full", "", 2 << 30, 512 << 20, 2 << 30, 70, 1_000_000}
+	quick = scale{"quick", "src/cmd", 64 << 20, 24 << 20, 96 << 20, 3, 10_000}
+	tiny  = scale{"tiny", "src/archive", 6 << 20, 2 << 20, 8 << 20, 1, 300}
 )
 
 const seed = 20261120

@@ -83,7 +83,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	f.IntVar(&o.runs, "runs", 0, "measured runs of each cell (default 3, with -quick 1)")
 	f.DurationVar(&o.budget, "budget", 30*time.Second, "a tool that took this long in a cell is not run there again")
 	quickly := f.Bool("quick", false, "small corpora, for a look in a few minutes")
-	many := f.Int("files", 0, "files of corpus many (default 1,000,000, with -quick 20,000)")
+	many := f.Int("files", 0, "files of corpus many (default 1,000,000, with -quick 10,000)")
 	f.StringVar(&o.work, "work", "/var/tmp/orlop-bench", "directory for corpora and scratch; some 35 GB in a full run")
 	f.StringVar(&o.out, "out", "", "directory for results.json, results.md and chart.svg (default WORK/results/TIME)")
 	f.StringVar(&o.orlop, "orlop", "bin/orlop", "orlop's program")
@@ -212,7 +212,7 @@ func (o options) run(ctx context.Context, stdout, stderr io.Writer) error {
 	r.print(stdout)
 	err = errors.Join(err, b.keep())
 	say("\n%s run, %v; results are in %s", r.Scale, time.Since(began).Round(time.Second), o.out)
-	if r.Complete && r.Scale == full.name {
+	if r.Complete && r.Scale == full.name && o.steps == nil && len(o.corpora) == len(corpusNames) {
 		say("to keep it: cp -r %s bench/results/%s", o.out, r.Date.Format("2006-01-02"))
 	}
 	return err

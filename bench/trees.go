@@ -17,14 +17,12 @@ import (
 	"time"
 )
 
-// source is many small files: all of Go's own tree and of /usr/share, or Go's
-// library alone.
+// source is many small files: all of Go's own tree and of /usr/share, or a part
+// of the first.
 func source(sc scale) *corpus {
-	roots := []string{filepath.Join(goroot(), "src")}
-	if sc.whole {
-		roots = []string{goroot(), "/usr/share"}
-	} else if sc.many < quick.many {
-		roots = []string{filepath.Join(goroot(), "src", "archive")}
+	roots := []string{filepath.Join(goroot(), sc.source)}
+	if sc.source == "" {
+		roots = append(roots, "/usr/share")
 	}
 	return &corpus{
 		about: "copy of " + strings.Join(roots, " and "),
