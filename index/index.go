@@ -87,7 +87,7 @@ type Index struct {
 	mu     sync.RWMutex
 	runs   []*run
 	listed map[id.Segment]bool
-	usable map[id.Pack]bool
+	usable []Pack
 	closed bool
 }
 
@@ -237,15 +237,21 @@ func (x *Index) Replaced() iter.Seq2[id.Segment, id.Segment] {
 	}
 }
 
+// A Pack is a pack as a listing of packs/ shows it.
+type Pack struct {
+	ID   id.Pack
+	Size uint32 // bytes
+}
+
 // Restrict says what counts from now on: a location whose pack is in usable,
-// and in a segment that is in listed. A nil map holds everything. The maps are
-// kept and must not be changed afterwards.
+// sorted by ID, and in a segment that is in listed. Nil holds everything. Both
+// are kept and must not be changed afterwards.
 //
 // What was already there and does not count may be forgotten for good: listed
 // must be a listing of index/ that is newer than every segment that the index
 // covers, and usable must come from one of packs/ that is newer than that.
 // Segments added later count once they are in a later listed.
-func (x *Index) Restrict(listed map[id.Segment]bool, usable map[id.Pack]bool) {
+func (x *Index) Restrict(listed map[id.Segment]bool, usable []Pack) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.listed, x.usable = listed, usable

@@ -339,7 +339,7 @@ func TestIndexAgreesWithAMap(t *testing.T) {
 			if m.rng.IntN(4) == 0 && len(dead) == 0 {
 				w.usable = nil
 			}
-			x.Restrict(w.listed, w.usable)
+			x.Restrict(w.listed, listing(w.usable))
 		}
 		reopen := func(t *rapid.T) {
 			if err := x.Close(); err != nil {
@@ -369,6 +369,19 @@ func TestIndexAgreesWithAMap(t *testing.T) {
 	if merged == 0 {
 		t.Error("nothing was ever merged")
 	}
+}
+
+// listing returns packs as Restrict wants them.
+func listing(usable map[id.Pack]bool) []Pack {
+	if usable == nil {
+		return nil
+	}
+	packs := []Pack{}
+	for p := range usable {
+		packs = append(packs, Pack{ID: p})
+	}
+	slices.SortFunc(packs, func(a, b Pack) int { return a.ID.Compare(b.ID) })
+	return packs
 }
 
 func runFiles(t rapid.TB, dir string) int {

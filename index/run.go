@@ -416,6 +416,7 @@ func (r *run) location(pack int, box, place uint32) (l Location, err error) {
 }
 
 func (r *run) locate(l *Location, pack int, n, place uint32) error {
+	warm(r.t[tBoxes].rawOf(int(n)), r.t[tPacks].rawOf(pack))
 	row, err := r.t[tBoxes].row(int(n))
 	if err != nil {
 		return err
@@ -473,7 +474,7 @@ func (r *run) boxesOf(pack int) (from, to uint32) {
 
 // judge sets which packs count from now on. Damage is kept for the next call
 // that can return it.
-func (r *run) judge(listed map[id.Segment]bool, usable map[id.Pack]bool) {
+func (r *run) judge(listed map[id.Segment]bool, usable []Pack) {
 	if listed == nil && usable == nil {
 		r.use = nil
 		return
@@ -487,7 +488,7 @@ func (r *run) judge(listed map[id.Segment]bool, usable map[id.Pack]bool) {
 	r.use = use
 }
 
-func (r *run) usable(listed map[id.Segment]bool, usable map[id.Pack]bool) (bitset, error) {
+func (r *run) usable(listed map[id.Segment]bool, usable []Pack) (bitset, error) {
 	use := make(bitset, (len(r.first)+63)/64)
 	packs := r.scan(tPacks)
 	var pack uint32
@@ -507,7 +508,14 @@ func (r *run) usable(listed map[id.Segment]bool, usable map[id.Pack]bool) (bitse
 			if err != nil {
 				return nil, err
 			}
-			pack, counts = p, usable == nil || usable[id.Pack(row[:id.Size])]
+			pack, counts = p, true
+			if usable != nil { // in order, as the rows are
+				name := id.Pack(row[:id.Size])
+				for len(usable) > 0 && usable[0].ID.Compare(name) < 0 {
+					usable = usable[1:]
+				}
+				counts = len(usable) > 0 && usable[0].ID == name
+			}
 		}
 		if counts && (listed == nil || listed[r.segments[segment]]) {
 			use[p/64] |= 1 << (p % 64)

@@ -52,16 +52,19 @@ var rowSize = [tables]int{
 	tFilter:   lineSize,
 }
 
-// blockSize is what is summed, and so read, at once. Packs and boxes are asked
-// one by one and at random, where less is faster: with blocks of 4 KiB for all
-// a hit takes a third longer. A line of the filter is a cache line: asking costs
-// one miss of the cache, and its sum nearly nothing.
+// blockSize is what is summed, and so read, at once. What is asked one by one
+// and at random has small blocks: most of a lookup is waiting for memory that
+// no cache has. At 10,000,000 blobs a block of names takes 0.85 us at 4 KiB and
+// 0.53 at 1 KiB, which costs a byte a blob more. A line of the filter is a cache
+// line: asking costs one miss of the cache, and its sum nearly nothing.
 func (k kind) blockSize() int {
 	switch k {
 	case tFilter:
 		return lineSize + sumSize
 	case tPacks, tBoxes:
 		return 512
+	case tNames:
+		return 1 << 10
 	}
 	return 4 << 10
 }
@@ -103,12 +106,32 @@ type table struct {
 	chunks [][]byte
 }
 
-// block returns the rows of block i after checking their sum.
-func (t *table) block(i int) ([]byte, error) {
+// raw returns block i as it lies there, unchecked.
+func (t *table) raw(i int) []byte {
 	size := t.of.blockSize()
 	per := chunkSize / size
 	c := t.chunks[i/per]
-	b := c[i%per*size : min((i%per+1)*size, len(c))]
+	return c[i%per*size : min((i%per+1)*size, len(c))]
+}
+
+// rawOf returns the block that row i is in, unchecked.
+func (t *table) rawOf(i int) []byte { return t.raw(i / t.of.rowsPerBlock()) }
+
+// warm makes the processor fetch blocks at the same time that will be asked for
+// one after the other: to wait for each takes longer than all that is done with
+// it. A hit takes a twentieth less.
+//
+//go:noinline
+func warm(blocks ...[]byte) (b byte) {
+	for _, p := range blocks {
+		b ^= p[0]
+	}
+	return b
+}
+
+// block returns the rows of block i after checking their sum.
+func (t *table) block(i int) ([]byte, error) {
+	b := t.raw(i)
 	rows, want := b[:len(b)-sumSize], binary.LittleEndian.Uint32(b[len(b)-sumSize:])
 	if sum(t.seed, t.of, i, rows) != want {
 		return nil, fmt.Errorf("%w: table %d, block %d", ErrDamaged, t.of, i)

@@ -90,7 +90,7 @@ func (c *check) remember(context.Context) error {
 	bad := map[id.Pack]bool{}
 	for _, d := range c.report.Damage {
 		p, err := id.Parse[id.Pack](strings.TrimPrefix(string(d.Name), string(packPrefix)))
-		if _, listed := c.r.packs[p]; err != nil || !listed {
+		if _, listed := c.r.packs.size(p); err != nil || !listed {
 			continue
 		}
 		bad[p] = true
@@ -302,17 +302,16 @@ const maxReaders = 12
 // packs reads every listed pack, or its directory.
 func (c *check) packs(ctx context.Context) error {
 	for p := range c.listed {
-		if _, ok := c.r.packs[p]; !ok {
+		if _, ok := c.r.packs.size(p); !ok {
 			c.gone = append(c.gone, p)
 		}
 	}
-	names := slices.SortedFunc(maps.Keys(c.r.packs), id.Pack.Compare)
-	c.report.Packs = len(names)
+	c.report.Packs = len(c.r.packs)
 	g, gctx := errgroup.WithContext(ctx)
-	todo := make(chan id.Pack)
+	todo := make(chan index.Pack)
 	g.Go(func() error {
 		defer close(todo)
-		for _, p := range names {
+		for _, p := range c.r.packs {
 			select {
 			case todo <- p:
 			case <-gctx.Done():
@@ -327,12 +326,12 @@ func (c *check) packs(ctx context.Context) error {
 		g.Go(func() error {
 			m := new(memory)
 			for p := range todo {
-				if err := c.pack(gctx, p, c.r.packs[p], m); err != nil {
+				if err := c.pack(gctx, p.ID, int64(p.Size), m); err != nil {
 					return err
 				}
 				c.mu.Lock()
 				if done++; c.opt.Progress != nil {
-					c.opt.Progress(done, len(names))
+					c.opt.Progress(done, c.report.Packs)
 				}
 				c.mu.Unlock()
 			}

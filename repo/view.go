@@ -21,7 +21,7 @@ import (
 // A view is what the last listings of the store showed.
 type view struct {
 	segments map[id.Segment]int // readable listed segments and their tiers
-	packs    map[id.Pack]int64  // listed packs and their sizes
+	packs    packSet            // listed packs
 	broken   []*DamageError     // listed segments that cannot be read
 	orphans  []id.Pack          // listed packs that no readable segment lists
 	strays   map[id.Blob]index.Location
@@ -57,16 +57,17 @@ func (r *Repo) refresh(ctx context.Context, condemned map[id.Pack]bool) error {
 		if gone {
 			return fmt.Errorf("list %s: its segments go faster than they can be read", indexPrefix)
 		}
-		v.packs = map[id.Pack]int64{}
+		packs := []index.Pack{}
 		for o, err := range r.store.List(ctx, packPrefix) {
 			if err != nil {
 				return err
 			}
 			p, err := id.Parse[id.Pack](string(o.Name[len(packPrefix):]))
 			if err == nil && !condemned[p] {
-				v.packs[p] = o.Size
+				packs = append(packs, listedPack(p, o.Size))
 			}
 		}
+		v.packs = newPackSet(packs)
 		return r.adopt(v)
 	}
 }
@@ -74,19 +75,23 @@ func (r *Repo) refresh(ctx context.Context, condemned map[id.Pack]bool) error {
 // adopt makes v the view that lookups are answered by.
 func (r *Repo) adopt(v *view) error {
 	r.restrict(v)
-	indexed := map[id.Pack]bool{}
+	left := v.packs // both are in the order of their names
+	orphans := func(before id.Pack) {
+		for ; len(left) > 0 && left[0].ID.Compare(before) < 0; left = left[1:] {
+			v.orphans = append(v.orphans, left[0].ID)
+		}
+	}
 	for p, err := range r.index.Packs() {
 		if err != nil {
 			return fmt.Errorf("read the local index: %w", err)
 		}
-		indexed[p.ID] = true
-	}
-	for p := range v.packs {
-		if !indexed[p] {
-			v.orphans = append(v.orphans, p)
+		if orphans(p.ID); len(left) > 0 && left[0].ID == p.ID {
+			left = left[1:]
 		}
 	}
-	slices.SortFunc(v.orphans, id.Pack.Compare)
+	for _, p := range left {
+		v.orphans = append(v.orphans, p.ID)
+	}
 	r.mu.Lock()
 	r.view = *v
 	r.mu.Unlock()
@@ -98,11 +103,7 @@ func (r *Repo) restrict(v *view) {
 	for s := range v.segments {
 		listed[s] = true
 	}
-	usable := make(map[id.Pack]bool, len(v.packs))
-	for p := range v.packs {
-		usable[p] = true
-	}
-	r.index.Restrict(listed, usable)
+	r.index.Restrict(listed, v.packs)
 }
 
 // readSegments lists segments and adds to the local index those it does not
@@ -212,14 +213,6 @@ func (r *Repo) indexKey(w seal.Writer) (*seal.IndexKey, error) {
 	return r.sealer.IndexKey(r.config.Repository, w)
 }
 
-// packBytes is the size of all listed packs.
-func (v *view) packBytes() (total int64) {
-	for _, n := range v.packs {
-		total += n
-	}
-	return total
-}
-
 // distrust is the beginning of the marks of packs that a check on this host
 // found damaged. A backup does not rely on those.
 const distrust = "damaged-"
@@ -288,7 +281,7 @@ func (r *Repo) directory(ctx context.Context, p id.Pack, size int64) (index.Pack
 // writer that was killed before its segment, or of one still at work, or of a
 // segment that was lost. One that cannot be read is left out; if a snapshot
 // needs it, check says so.
-func (r *Repo) directories(ctx context.Context, which []id.Pack, sizes map[id.Pack]int64) ([]index.PackInfo, error) {
+func (r *Repo) directories(ctx context.Context, which []id.Pack, of packSet) ([]index.PackInfo, error) {
 	var (
 		mu  sync.Mutex
 		got []index.PackInfo
@@ -297,7 +290,8 @@ func (r *Repo) directories(ctx context.Context, which []id.Pack, sizes map[id.Pa
 	g.SetLimit(fetchAtOnce)
 	for _, p := range which {
 		g.Go(func() error {
-			info, err := r.directory(gctx, p, sizes[p])
+			size, _ := of.size(p)
+			info, err := r.directory(gctx, p, size)
 			switch {
 			case errors.Is(err, seal.ErrPutOnly), errors.Is(err, fs.ErrNotExist):
 				return nil

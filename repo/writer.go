@@ -144,7 +144,7 @@ func (r *Repo) NewWriter(ctx context.Context) (_ *Writer, err error) {
 	if err := r.refresh(ctx, w.condemned); err != nil {
 		return nil, err
 	}
-	w.target = packTarget(r.packBytes())
+	w.target = packTarget(r.packs.bytes())
 	w.data = w.newPack()
 	w.sent = make(chan struct{})
 	close(w.sent) // nothing is under way
@@ -420,9 +420,7 @@ func (w *Writer) putSegment(ctx context.Context, tier int, s *index.Segment) err
 	r := w.r
 	r.mu.Lock()
 	r.segments[sum] = tier
-	for _, p := range s.Packs {
-		r.packs[p.ID] = p.Size
-	}
+	r.packs = r.packs.with(s.Packs)
 	r.restrict(&r.view)
 	r.mu.Unlock()
 	w.mu.Lock()
@@ -475,7 +473,7 @@ func (w *Writer) mergeSegments(ctx context.Context) error {
 			continue
 		}
 		for _, p := range s.Packs {
-			if _, listed := w.r.packs[p.ID]; listed && !packs[p.ID] {
+			if _, listed := w.r.packs.size(p.ID); listed && !packs[p.ID] {
 				packs[p.ID] = true
 				sum.Packs = append(sum.Packs, p)
 				for _, b := range p.Boxes {

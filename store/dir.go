@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -439,45 +440,49 @@ type walk struct {
 
 // dir yields the objects below name and reports whether to go on.
 func (w *walk) dir(name string) (bool, error) {
-	entries, err := w.read(name)
+	f, err := w.d.root.OpenFile(name, os.O_RDONLY|syscall.O_DIRECTORY, 0)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
+		return true, nil
+	}
 	if err != nil {
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
-			return true, nil
-		}
 		return false, err
 	}
-	for _, e := range entries {
+	defer f.Close()
+	names, err := w.names(f, name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return true, nil // it was removed since: nothing was left in it
+	}
+	if err != nil {
+		return false, err
+	}
+	for len(names) > 0 {
 		if err := w.ctx.Err(); err != nil {
 			return false, err
 		}
-		child := path.Join(name, e.Name())
+		base, rest, _ := bytes.Cut(names, []byte{0})
+		names = rest
+		child := path.Join(name, string(base))
 		// What has no object's name was put there by somebody else (lost+found,
 		// .snapshot, a README) or is a file that was never finished.
 		if Name(child).Check() != nil || !overlap(child, w.prefix) {
 			continue
 		}
-		if e.Type()&fs.ModeSymlink != 0 {
+		kind, size, err := lstat(f, string(base))
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+		case err != nil:
+			return false, err
+		case kind == fs.ModeSymlink:
 			// Skipping it would hide objects that Get can reach.
 			return false, fmt.Errorf("%s is a symbolic link", filepath.Join(w.d.path, child))
-		}
-		if e.IsDir() {
+		case kind == fs.ModeDir:
 			if more, err := w.dir(child); !more || err != nil {
 				return more, err
 			}
-			continue
-		}
-		if !e.Type().IsRegular() || !strings.HasPrefix(child, w.prefix) {
-			continue
-		}
-		info, err := w.d.root.Lstat(child)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return false, err
-		}
-		if !w.yield(Info{Name(child), info.Size()}, nil) {
-			return false, nil
+		case kind == 0 && strings.HasPrefix(child, w.prefix):
+			if !w.yield(Info{Name(child), size}, nil) {
+				return false, nil
+			}
 		}
 	}
 	return true, nil
@@ -488,21 +493,28 @@ func overlap(child, prefix string) bool {
 	return strings.HasPrefix(child, prefix) || strings.HasPrefix(prefix, child+"/")
 }
 
-// read returns the entries of a directory. They are read to the end before the
-// first is shown: some file systems skip entries when others are deleted
-// between two reads.
-func (w *walk) read(name string) ([]fs.DirEntry, error) {
-	f, err := w.d.root.OpenFile(name, os.O_RDONLY|syscall.O_DIRECTORY, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
+// names returns the names in a directory, each with a zero byte behind it. They
+// are read to the end before the first is shown: some file systems skip entries
+// when others are deleted between two reads. There may be hundreds of
+// thousands, so they lie in one piece.
+func (w *walk) names(f *os.File, name string) (all []byte, err error) {
 	if cachesListings(f) {
 		if err := w.d.touch(name); err != nil {
 			return nil, err
 		}
 	}
-	return f.ReadDir(-1)
+	for {
+		some, err := f.Readdirnames(512)
+		for _, n := range some {
+			all = append(append(all, n...), 0)
+		}
+		if err == io.EOF {
+			return all, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
 }
 
 // touch changes a directory, so that a client of a file server asks the server

@@ -3,6 +3,7 @@
 package store
 
 import (
+	"io/fs"
 	"os"
 	"time"
 
@@ -46,6 +47,22 @@ func mkdir(parent *os.File, name string) error {
 
 func unlink(dir *os.File, name string) error {
 	return retry("unlink", name, func() error { return unix.Unlinkat(int(dir.Fd()), name, 0) })
+}
+
+// lstat returns what a file is, 0 if it is a plain one, and how long it is.
+func lstat(dir *os.File, name string) (kind fs.FileMode, size int64, err error) {
+	var s unix.Stat_t
+	err = retry("lstat", name, func() error { return unix.Fstatat(int(dir.Fd()), name, &s, unix.AT_SYMLINK_NOFOLLOW) })
+	switch s.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+	case unix.S_IFDIR:
+		kind = fs.ModeDir
+	case unix.S_IFLNK:
+		kind = fs.ModeSymlink
+	default:
+		kind = fs.ModeIrregular
+	}
+	return kind, s.Size, err
 }
 
 func link(dir *os.File, from, to string) error {
