@@ -103,7 +103,7 @@ func TestJSONOfNames(t *testing.T) {
 	}
 }
 
-func BenchmarkNamer(b *testing.B) {
+func BenchmarkName(b *testing.B) {
 	n := NewNamer([32]byte{1})
 	for _, size := range []int{4 << 10, 1 << 20} {
 		p := make([]byte, size)
