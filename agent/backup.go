@@ -569,6 +569,7 @@ func (b *backup) pack(ctx context.Context) error {
 			return nil // closed
 		}
 		p := &packed{box: Box{Blobs: g.blobs}, charge: g.charge}
+		b.crew.busy.Add(1)
 		if g.large != nil {
 			room := buffer(len(g.large.buf) + box.Slack)
 			p.box.Codec, p.box.Raw, p.box.Payload = e.Wrap(id.Data, g.large.buf, room)
@@ -583,6 +584,7 @@ func (b *backup) pack(ctx context.Context) error {
 			g.group.Reset()
 			b.builders <- g.group // never full: it holds all there can be
 		}
+		b.crew.busy.Add(-1)
 		if err := b.put(ctx, message{box: p}); err != nil {
 			return err
 		}

@@ -63,6 +63,10 @@ func BenchmarkBackup(b *testing.B) {
 	for i := range 4 {
 		write(b, filepath.Join(large, fmt.Sprint(i)), noise(64<<20, byte(i)))
 	}
+	one := b.TempDir()
+	write(b, filepath.Join(one, "0"), noise(256<<20, 9))
+	database := b.TempDir()
+	write(b, filepath.Join(database, "0"), pages(256<<20, 9))
 	for _, bb := range []struct {
 		name     string
 		root     string
@@ -74,6 +78,10 @@ func BenchmarkBackup(b *testing.B) {
 		{"small files, nothing read", root, total, drop{}},
 		{"large files, all wanted", large, 256 << 20, drop{read: true, want: true}},
 		{"large files, nothing wanted", large, 256 << 20, drop{read: true}},
+		{"one large file, all wanted", one, 256 << 20, drop{read: true, want: true}},
+		{"one large file, nothing wanted", one, 256 << 20, drop{read: true}},
+		{"one fixed file, all wanted", database, 256 << 20, drop{read: true, want: true}},
+		{"one fixed file, nothing wanted", database, 256 << 20, drop{read: true}},
 	} {
 		b.Run(bb.name, func(b *testing.B) {
 			c, err := Local(b.Context())

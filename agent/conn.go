@@ -105,7 +105,7 @@ func usual() settings {
 	n := runtime.GOMAXPROCS(0)
 	return settings{
 		silence: time.Minute, credits: fullCredits,
-		cores: n, readers: min(n+1, 8), packers: min(n, 4), large: min(n+1, 3), queue: 64,
+		cores: n, readers: min(n+1, 8), packers: min(n, 4), large: 2, queue: 64,
 		page: pageBytes, keep: keepBytes, marks: keepMarks,
 		boxes: min(n, 8),
 	}

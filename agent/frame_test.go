@@ -95,7 +95,7 @@ func samples() map[frameType][]byte {
 	b := Box{Codec: box.Zstd, Raw: 700, Payload: []byte("payload"), Blobs: []BoxBlob{{id.Blob{4}, id.Data, 600}}}
 	q := BackupRequest{Root: "/v/0", Chunk: chunk.Config{Algorithm: chunk.Gear, Min: 1, Avg: 2, Max: 3}, NameKey: nameKey, ReadOnlyMount: true}
 	f := File{
-		N: 300, Attempt: 1, Stat: stat, Outcome: Torn, Reason: "it changed", Inline: []byte("in"), Sparse: true, Fresh: true,
+		N: 300, Attempt: 1, Stat: stat, Outcome: Torn, Reason: "it changed", Inline: []byte("in"), Sparse: true, Fresh: true, Class: chunk.Fixed,
 		Extents: []snapshot.Extent{{Offset: 5, Length: 2}, {Offset: 9, Length: 1}},
 		Xattrs:  []snapshot.Xattr{{Name: "user.a", Value: []byte("1")}}, Target: "t", BytesRead: 1 << 40, Refs: [roles]uint64{1, 2, 3},
 	}
@@ -142,7 +142,7 @@ func TestAFieldLostOnTheWayIsSeen(t *testing.T) {
 		case frameFile:
 			f, _ := parseFile(body)
 			g, _ := parseFile(f.append(nil))
-			if d := cmp.Diff(f, g); d != "" || f.Refs != [roles]uint64{1, 2, 3} || !f.Fresh || !f.Sparse || len(f.Extents) != 2 ||
+			if d := cmp.Diff(f, g); d != "" || f.Refs != [roles]uint64{1, 2, 3} || !f.Fresh || !f.Sparse || f.Class != chunk.Fixed || len(f.Extents) != 2 ||
 				len(f.Xattrs) != 1 || f.Target != "t" || f.BytesRead != 1<<40 || f.Outcome != Torn || f.Attempt != 1 || f.N != 300 {
 				t.Errorf("%+v\n%s", f, d)
 			}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"orlop/box"
+	"orlop/chunk"
 	"orlop/id"
 	"orlop/snapshot"
 )
@@ -377,6 +378,10 @@ func TestAClientFindsEachLieOut(t *testing.T) {
 		{"more blobs than were offered", "blobs counted", word(func(f *File) { f.Refs[Content] = 2 })},
 		{"blobs of an attempt that made none", "blobs counted", word(func(f *File) { f.Attempt = 1 })},
 		{"content twice", "both inline and in blobs", word(func(f *File) { f.Inline = []byte("x") })},
+		{"a class that there is not", "class 2", word(func(f *File) { f.Class = 2 })},
+		{"the class of what was not read", "has content", word(func(f *File) {
+			*f = File{N: f.N, Stat: f.Stat, Outcome: Failed, Reason: "no", Refs: f.Refs, Class: chunk.Fixed}
+		})},
 		{"inline content too long", "513 where at most 512", word(func(f *File) { f.Inline = make([]byte, 513) })},
 		{"a file that became a link", "a symlink that was a file", word(func(f *File) {
 			f.Stat.Type, f.Stat.Size, f.Target = snapshot.Symlink, 0, "/etc"

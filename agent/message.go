@@ -436,6 +436,7 @@ type File struct {
 	Outcome Outcome
 	Reason  string // unless Whole, for people
 
+	Class   chunk.Class       // how the content was cut
 	Inline  []byte            // all of the content if that is at most snapshot.MaxInline bytes
 	Sparse  bool              // there are holes
 	Extents []snapshot.Extent // if they take at most snapshot.MaxSet bytes; else they are the Map
@@ -452,6 +453,7 @@ func (f *File) append(dst []byte) []byte {
 	dst = binary.AppendUvarint(dst, f.N)
 	dst = append(dst, f.Attempt, byte(f.Outcome))
 	dst = appendBool(appendBool(dst, f.Sparse), f.Fresh)
+	dst = append(dst, byte(f.Class))
 	dst = f.Stat.appendMeta(dst)
 	dst = appendBytes(dst, f.Reason)
 	dst = appendBytes(dst, f.Inline)
@@ -472,6 +474,9 @@ func parseFile(p []byte) (*File, error) {
 		d.fail("%v", f.Outcome)
 	}
 	f.Sparse, f.Fresh = d.bool(), d.bool()
+	if f.Class = chunk.Class(d.u8()); f.Class > chunk.Fixed {
+		d.fail("class %d", f.Class)
+	}
 	f.Stat.parseMeta(&d)
 	f.Reason = d.string(maxProblem)
 	if p := d.bytes(snapshot.MaxInline); len(p) > 0 {

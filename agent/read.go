@@ -40,8 +40,8 @@ type reader struct {
 	crew          *crew
 
 	content *cutter // of the file that is being read
-	small   cutter  // of small files
-	sets    cutter  // of maps and xattrs
+	small   *cutter // of small files
+	sets    *cutter // of maps and xattrs
 
 	// What the offers now belong to.
 	ctx     context.Context
@@ -55,15 +55,14 @@ type reader struct {
 
 func newReader(d *dirs, s chunk.Splitter, n *id.Namer, readOnlyMount bool, c *crew) *reader {
 	r := &reader{dirs: d, readOnlyMount: readOnlyMount, crew: c, cache: cache{unknown: &c.unknown}}
-	r.small = cutter{splitter: s, namer: n, most: largeFile}
-	r.sets = cutter{splitter: s, namer: n, most: smallBuffer}
+	r.small, r.sets = newCutter(s, n, largeFile), newCutter(s, n, smallBuffer)
 	return r
 }
 
 // offers makes c offer what it finds, as that part of the entry.
 func (r *reader) offers(c *cutter, role Role) *cutter {
-	c.offer = func(ref snapshot.Ref, data []byte) error {
-		return r.offer(r.ctx, Offer{r.n, r.attempt, role, ref}, data, c.lent)
+	c.offer = func(ref snapshot.Ref, data []byte, lent *semaphore.Weighted) error {
+		return r.offer(r.ctx, Offer{r.n, r.attempt, role, ref}, data, lent)
 	}
 	return c
 }
@@ -247,7 +246,7 @@ func fresh(now unix.Timespec, s *Stat) bool {
 // returns the size that f then describes.
 func (r *reader) file(f *File, fd int, st *unix.Statx_t, old []snapshot.Ref) (size uint64, err error) {
 	size = min(st.Size, snapshot.MaxSize)
-	r.content = &r.small
+	r.content = r.small
 	if size >= largeFile {
 		if r.content, err = r.crew.take(r.ctx); err != nil {
 			return 0, fatal{err}
@@ -257,11 +256,20 @@ func (r *reader) file(f *File, fd int, st *unix.Statx_t, old []snapshot.Ref) (si
 	if err := r.offers(r.content, Content).reset(r.ctx, size, old); err != nil {
 		return 0, fatal{err}
 	}
-	_ = r.offers(&r.sets, Map).reset(r.ctx, 0, nil) // it lends nothing
+	_ = r.offers(r.sets, Map).reset(r.ctx, 0, nil) // it lends nothing
 	r.mapEnd = 0
-	defer func() { f.Refs[Content], f.Refs[Map] = r.content.refs, r.sets.refs }()
+	defer func() {
+		if e := r.content.await(); e != nil {
+			err = fatal{e}
+		}
+		f.Refs[Content], f.Refs[Map] = r.content.refs, r.sets.refs
+	}()
 	r.cache.begin(fd, size)
 	defer r.cache.end()
+	have, err := r.class(f, fd, size)
+	if err != nil {
+		return 0, err
+	}
 	holes := st.Blocks*512 < st.Size
 	var last snapshot.Extent // not in the map yet, as the next may touch it
 	for off := uint64(0); off < size; {
@@ -274,7 +282,7 @@ func (r *reader) file(f *File, fd int, st *unix.Statx_t, old []snapshot.Ref) (si
 				break
 			}
 		}
-		n, err := r.extent(f, fd, x)
+		n, err := r.extent(f, fd, x, have)
 		if err != nil {
 			return 0, err
 		}
@@ -317,6 +325,25 @@ func (r *reader) file(f *File, fd int, st *unix.Statx_t, old []snapshot.Ref) (si
 	return size, nil
 }
 
+// class finds out how the file is to be cut. It leaves the first have bytes of
+// it in the room for more of the content.
+func (r *reader) class(f *File, fd int, size uint64) (have int, err error) {
+	if size <= chunk.FixedBlock {
+		return 0, nil
+	}
+	head, err := r.content.room(r.ctx)
+	if err != nil {
+		return 0, fatal{err}
+	}
+	have, err = r.pread(fd, head[:min(chunk.ClassHead, size)], 0)
+	if err != nil {
+		return 0, err
+	}
+	f.Class = chunk.ClassOf(head[:have])
+	r.content.class(f.Class)
+	return have, nil
+}
+
 // mapExtent adds x to the map.
 func (r *reader) mapExtent(x snapshot.Extent) error {
 	if x.Length == 0 {
@@ -329,27 +356,31 @@ func (r *reader) mapExtent(x snapshot.Extent) error {
 	return nil
 }
 
-// extent reads x into the content and returns how much of it there was.
-func (r *reader) extent(f *File, fd int, x snapshot.Extent) (uint64, error) {
+// extent reads x into the content and returns how much of it there was. The
+// first have bytes of the file need not be read.
+func (r *reader) extent(f *File, fd int, x snapshot.Extent, have int) (uint64, error) {
 	for done := uint64(0); done < x.Length; {
 		p, err := r.content.room(r.ctx)
 		if err != nil {
 			return 0, fatal{err}
 		}
 		p = p[:min(uint64(len(p)), x.Length-done)]
-		n, err := r.pread(fd, p, x.Offset+done)
-		if err != nil {
-			return 0, err
+		n := min(have, len(p))
+		if x.Offset+done > 0 || have == 0 {
+			if n, err = r.pread(fd, p, x.Offset+done); err != nil {
+				return 0, err
+			}
 		}
 		if n == 0 {
 			return done, nil
 		}
+		at := x.Offset + done
 		done += uint64(n)
 		f.BytesRead += uint64(n)
 		// The disk works while what it brought is cut.
 		r.cache.fetch(x.Offset+done, min(x.Offset+done+largeBuffer, x.End()))
 		r.cache.after(x.Offset + done)
-		if err := r.content.wrote(n); err != nil {
+		if err := r.content.wroteAt(n, at); err != nil {
 			return 0, fatal{err}
 		}
 		if err := r.at("more", &f.Stat); err != nil {
@@ -369,7 +400,7 @@ func (r *reader) pread(fd int, p []byte, off uint64) (int, error) {
 	r.cache.fetch(off, off+uint64(len(p)))
 	got := make([]int, (len(p)+onePread-1)/onePread)
 	errs := make([]error, len(got))
-	each(r.crew.fork(), len(got), func(i int) {
+	each(r.crew.width(), len(got), func(i int) {
 		at := i * onePread
 		got[i], errs[i] = pread(fd, p[at:min(at+onePread, len(p))], off+uint64(at))
 	})
@@ -486,7 +517,7 @@ func (r *reader) xattrs(f *File, fd int, s *Stat) error {
 		f.Xattrs = set
 		return nil
 	}
-	_ = r.offers(&r.sets, Xattrs).reset(r.ctx, uint64(len(encoded)), nil)
+	_ = r.offers(r.sets, Xattrs).reset(r.ctx, uint64(len(encoded)), nil)
 	defer func() { f.Refs[Xattrs] = r.sets.refs }()
 	if err := r.sets.write(r.ctx, encoded); err != nil {
 		return fatal{err}

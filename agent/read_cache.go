@@ -19,8 +19,8 @@ const (
 	// largest folio, and one that is dropped in parts stays.
 	dropAt = 2 << 20
 
-	// noWaitFile is the size up to which the read itself tells what was not
-	// there: it is over before the kernel has read much ahead.
+	// noWaitFile is the size up to which, if need be, the read itself tells what
+	// was not there: it is over before the kernel has read much ahead.
 	noWaitFile = 64 << 10
 )
 
@@ -56,14 +56,16 @@ func (c *cache) begin(fd int, size uint64) {
 	c.cold, c.kept = c.cold[:0], 0
 }
 
-// before must be called before p is read from off. If it can, it reads p
-// without waiting, and returns how much of it that was.
+// before must be called before p is read from off. It returns how much of p it
+// has read already.
 func (c *cache) before(p []byte, off uint64) int {
 	end := off + uint64(len(p))
-	if c.size > noWaitFile || c.unknown.noWait.Load() {
+	if c.size > noWaitFile || !c.unknown.cachestat.Load() || c.unknown.noWait.Load() {
 		c.ask(off, min(end+askMargin, c.size))
 		return 0
 	}
+	// To ask mincore would take a tenth of the time that such a file takes. If
+	// the disk is very quick, what was not there may seem to have been.
 	n, err := unix.Preadv2(c.fd, [][]byte{p}, int64(off), unix.RWF_NOWAIT)
 	if n == len(p) {
 		return n

@@ -22,38 +22,72 @@ const (
 	// offered of it is a copy.
 	largeFile = 1 << 20
 
-	// largeBuffer is what a larger file is read into, part after part: the more,
-	// the less is cut twice (half a mean chunk at the end of each part) and the
-	// better the cores share its chunks (some eight).
-	largeBuffer = 8 << 20
+	// largeBuffer is what a larger file is read into, part after part. It holds
+	// a chunk of any size, and some six of usual ones: the more, the less is
+	// searched twice (half a chunk at the end of each part).
+	largeBuffer = 6 << 20
 
 	smallBuffer = 64 << 10 // is where a reader's own begins
 )
 
 // A cutter cuts one stream into blobs, names them and offers them in order.
 // Data goes in by room and wrote.
+//
+// A cutter for large files has two buffers. While a core has nothing to do, what
+// is in one is named and offered beside the reading and cutting of the other;
+// and if even more have nothing to do, they share in each of that.
 type cutter struct {
 	splitter chunk.Splitter
 	namer    *id.Namer
-	offer    func(ref snapshot.Ref, data []byte) error // data is the cutter's
-	// fork returns whom to share the work with, if there is anybody.
-	fork func() chunk.Fork
-	// lent counts what was offered and not copied. The buffer may not be
-	// written to before all of that was given back. Nil: all is copied.
-	lent *semaphore.Weighted
-	most int // bytes of the buffer, if a chunk is not longer
+	offer    func(ref snapshot.Ref, data []byte, lent *semaphore.Weighted) error
+	crew     *crew // who may help; nil: nobody
+	most     int   // bytes of a buffer, if a chunk is not longer
 
 	old  []snapshot.Ref // cuts to try first
-	refs uint64         // offered so far
+	refs uint64         // offered so far, or about to be
 
-	buf     []byte
-	from    int   // buf[from:] is not cut yet
-	lengths []int // of the next pieces
-	places  []int // where they begin in buf
-	names   []id.Blob
+	// Of a fixed file:
+	fixed bool
+	ends  []int  // of blocks, in buf
+	cell  uint64 // of the grid, that the last byte is in
+
+	*buffered
+	from   int // buf[from:] is not cut yet
+	tried  []piece
+	spare  *buffered  // nil: all is done in one
+	behind chan error // what became of the pieces before, if they are still offered
 }
 
-// reset begins a stream of about size bytes.
+// A buffered is a buffer, and the pieces of it that were found.
+type buffered struct {
+	buf    []byte
+	pieces []piece
+	// lent counts the pieces that were offered and not given back: buf may not
+	// be written to before all were. Nil: what is offered is copied.
+	lent *semaphore.Weighted
+}
+
+type piece struct {
+	at, length int
+	name       id.Blob // zero: not known yet
+}
+
+// newCutter returns a cutter of small files and other short streams.
+func newCutter(s chunk.Splitter, n *id.Namer, most int) *cutter {
+	return &cutter{splitter: s, namer: n, most: most, buffered: new(buffered)}
+}
+
+// newLargeCutter returns a cutter that lends what it offers: who takes it
+// releases lent by one when done.
+func newLargeCutter(s chunk.Splitter, n *id.Namer, most int, crew *crew) *cutter {
+	c := newCutter(s, n, most)
+	c.crew, c.spare = crew, new(buffered)
+	c.lent, c.spare.lent = semaphore.NewWeighted(math.MaxInt64), semaphore.NewWeighted(math.MaxInt64)
+	return c
+}
+
+// reset begins a stream of about size bytes, of content that is to be cut by
+// its class.
 func (c *cutter) reset(ctx context.Context, size uint64, old []snapshot.Ref) error {
 	if err := c.settle(ctx); err != nil {
 		return err
@@ -64,19 +98,28 @@ func (c *cutter) reset(ctx context.Context, size uint64, old []snapshot.Ref) err
 	if cap(c.buf) < want {
 		c.buf = make([]byte, min(1<<bits.Len(uint(want-1)), c.most))
 	}
-	c.buf, c.from, c.old, c.refs = c.buf[:0], 0, old, 0
+	c.buf, c.pieces, c.from, c.old, c.refs = c.buf[:0], c.pieces[:0], 0, old, 0
+	c.fixed, c.ends = false, c.ends[:0]
 	return nil
 }
 
+// class says how the stream is to be cut, if it is the content of a file. It
+// comes before the stream.
+func (c *cutter) class(x chunk.Class) {
+	if c.fixed = x == chunk.Fixed; c.fixed {
+		c.old = nil
+	}
+}
+
 // settle waits until nobody looks at the buffer any more.
-func (c *cutter) settle(ctx context.Context) error {
-	if c.lent == nil {
+func (b *buffered) settle(ctx context.Context) error {
+	if b.lent == nil {
 		return nil
 	}
-	if err := c.lent.Acquire(ctx, math.MaxInt64); err != nil {
+	if err := b.lent.Acquire(ctx, math.MaxInt64); err != nil {
 		return err
 	}
-	c.lent.Release(math.MaxInt64)
+	b.lent.Release(math.MaxInt64)
 	return nil
 }
 
@@ -85,17 +128,46 @@ func (c *cutter) room(ctx context.Context) ([]byte, error) {
 	if len(c.buf) < cap(c.buf) {
 		return c.buf[len(c.buf):cap(c.buf)], nil
 	}
-	if c.from == 0 {
-		// Not one chunk fits.
+	// No end of a block is among what remains: those that are whole were cut.
+	rest := c.buf[c.from:]
+	switch {
+	case c.from == 0: // not one chunk fits
 		c.buf = slices.Grow(c.buf, len(c.buf))
-	} else {
+	case c.behind != nil:
+		if err := c.spare.settle(ctx); err != nil {
+			return nil, err
+		}
+		if cap(c.spare.buf) < cap(c.buf) {
+			c.spare.buf = make([]byte, cap(c.buf))
+		}
+		c.buffered, c.spare = c.spare, c.buffered
+		c.buf, c.from = append(c.buf[:0], rest...), 0
+	default:
 		if err := c.settle(ctx); err != nil {
 			return nil, err
 		}
-		n := copy(c.buf, c.buf[c.from:])
-		c.buf, c.from = c.buf[:n], 0
+		c.buf, c.from = append(c.buf[:0], rest...), 0
 	}
 	return c.buf[len(c.buf):cap(c.buf)], nil
+}
+
+// wroteAt says that n bytes of room were filled with what is at off in the file.
+// Within a fixed file the order of that is not broken, but there may be holes.
+func (c *cutter) wroteAt(n int, off uint64) error {
+	if c.fixed {
+		begin, at := c.from, len(c.buf)
+		if len(c.ends) > 0 {
+			begin = c.ends[len(c.ends)-1]
+		}
+		if begin < at && off/chunk.FixedBlock != c.cell {
+			c.ends = append(c.ends, at) // the hole reached into another cell
+		}
+		for k := chunk.FixedBlock - int(off%chunk.FixedBlock); k <= n; k += chunk.FixedBlock {
+			c.ends = append(c.ends, at+k)
+		}
+		c.cell = (off + uint64(n) - 1) / chunk.FixedBlock
+	}
+	return c.wrote(n)
 }
 
 // wrote says that n bytes of room were filled.
@@ -128,38 +200,54 @@ func (c *cutter) finish(limit int) (whole []byte, err error) {
 	if c.refs == 0 && len(c.buf)-c.from <= limit {
 		return slices.Clone(c.buf[c.from:]), nil
 	}
-	return nil, c.cut(false)
+	if err := c.cut(false); err != nil {
+		return nil, err
+	}
+	return nil, c.await()
 }
 
-// cut offers the chunks of what is not cut; more says that more is to come.
+// cut finds the pieces of what is not cut, and passes them on; more says that
+// more of the stream is to come.
 func (c *cutter) cut(more bool) error {
-	var fork chunk.Fork
-	if c.fork != nil {
-		fork = c.fork()
+	width := c.crew.width()
+	if c.fixed {
+		c.cutGrid(more)
+		return c.pass(width)
 	}
-	if err := c.cutAsBefore(more, fork); err != nil || len(c.old) > 0 || c.from == len(c.buf) {
-		return err
+	if c.cutAsBefore(more, width); len(c.old) > 0 || c.from == len(c.buf) {
+		return c.pass(width)
 	}
-	if fork == nil {
-		// A chunk that was just looked through is still in the core's cache.
-		for n := c.splitter.Next(c.buf[c.from:], more); n > 0; n = c.splitter.Next(c.buf[c.from:], more) {
-			name := c.namer.Blob(id.Data, c.buf[c.from:][:n])
-			if err := c.found(snapshot.Ref{Name: name, Length: uint64(n)}); err != nil {
+	if width > 2 {
+		for _, n := range c.splitter.Cuts(nil, c.buf[c.from:], more, spread(width)) {
+			c.found(n, id.Blob{})
+		}
+		return c.pass(width)
+	}
+	// One after the other costs less, and is no slower than what is done beside.
+	for n := c.splitter.Next(c.buf[c.from:], more); n > 0; n = c.splitter.Next(c.buf[c.from:], more) {
+		c.found(n, id.Blob{})
+		if width == 1 { // while it is in the core's cache
+			if err := c.pass(width); err != nil {
 				return err
 			}
 		}
-		return nil
 	}
-	c.lengths = c.splitter.Cuts(c.lengths[:0], c.buf[c.from:], more, fork)
-	for i, name := range c.name(fork) {
-		if err := c.found(snapshot.Ref{Name: name, Length: uint64(c.lengths[i])}); err != nil {
-			return err
-		}
-	}
-	return nil
+	return c.pass(width)
 }
 
-// cutAsBefore offers what is as the old cuts have it, and drops those at the
+// cutGrid takes the blocks that are whole, and at the end of the stream what is
+// left.
+func (c *cutter) cutGrid(more bool) {
+	if !more && c.from < len(c.buf) && (len(c.ends) == 0 || c.ends[len(c.ends)-1] < len(c.buf)) {
+		c.ends = append(c.ends, len(c.buf))
+	}
+	for _, end := range c.ends {
+		c.found(end-c.from, id.Blob{})
+	}
+	c.ends = c.ends[:0]
+}
+
+// cutAsBefore takes what is as the old cuts have it, and drops those at the
 // first difference: later ones would have to be found again. It keeps them only
 // as long as more of the stream must come to tell.
 //
@@ -167,81 +255,101 @@ func (c *cutter) cut(more bool) error {
 // is the chunk that the splitter would find. Only the last old cut may be there
 // for no better reason than that its stream ended, so it holds only where this
 // one ends too.
-func (c *cutter) cutAsBefore(more bool, fork chunk.Fork) error {
-	if len(c.old) == 0 {
-		return nil
-	}
-	old, longest := c.old, c.splitter.Max()
-	c.old, c.lengths = nil, c.lengths[:0]
-	rest, undecided := len(c.buf)-c.from, false
+func (c *cutter) cutAsBefore(more bool, width int) {
+	old, at, undecided := c.old, c.from, false
+	c.old, c.tried = nil, c.tried[:0]
 	for i, ref := range old {
-		if ref.Length == 0 || ref.Length > uint64(longest) {
+		if ref.Length == 0 || ref.Length > uint64(c.splitter.Max()) {
 			break
 		}
-		n, last := int(ref.Length), i == len(old)-1
+		n, rest, last := int(ref.Length), len(c.buf)-at, i == len(old)-1
 		if undecided = more && (n > rest || n == rest && last); undecided {
 			break
 		}
 		if n > rest || last && n < rest {
 			break
 		}
-		c.lengths = append(c.lengths, n)
-		rest -= n
+		c.tried = append(c.tried, piece{at: at, length: n})
+		at += n
 	}
-	for i, name := range c.name(fork) {
-		if name != old[i].Name {
-			return nil
+	each(width, len(c.tried), func(i int) { c.tried[i].name = c.nameOf(c.buffered, c.tried[i]) })
+	for i, p := range c.tried {
+		if p.name != old[i].Name {
+			return
 		}
-		if err := c.found(old[i]); err != nil {
-			return err
-		}
+		c.found(p.length, p.name)
 	}
 	if undecided {
-		c.old = old[len(c.lengths):]
+		c.old = old[len(c.tried):]
+	}
+}
+
+func (c *cutter) nameOf(b *buffered, p piece) id.Blob {
+	return c.namer.Blob(id.Data, b.buf[p.at:][:p.length])
+}
+
+// found says that the next piece is n bytes long.
+func (c *cutter) found(n int, name id.Blob) {
+	c.pieces = append(c.pieces, piece{c.from, n, name})
+	c.from += n
+	c.refs++
+}
+
+// pass names and offers what was found, beside what is done next if there is
+// somebody for that.
+func (c *cutter) pass(width int) error {
+	if err := c.await(); err != nil || len(c.pieces) == 0 {
+		return err
+	}
+	b := c.buffered
+	if width == 1 || c.spare == nil {
+		return c.send(b, 1)
+	}
+	c.behind = make(chan error, 1)
+	c.crew.busy.Add(1)
+	go func() {
+		defer c.crew.busy.Add(-1)
+		c.behind <- c.send(b, c.crew.width())
+	}()
+	return nil
+}
+
+// await waits until all that was passed on has been offered.
+func (c *cutter) await() error {
+	if c.behind == nil {
+		return nil
+	}
+	err := <-c.behind
+	c.behind = nil
+	return err
+}
+
+func (c *cutter) send(b *buffered, width int) error {
+	defer func() { b.pieces = b.pieces[:0] }()
+	name := func(i int) {
+		if p := &b.pieces[i]; p.name.IsZero() {
+			p.name = c.nameOf(b, *p)
+		}
+	}
+	if width > 1 {
+		each(width, len(b.pieces), name)
+	}
+	for i := range b.pieces {
+		name(i)
+		p := b.pieces[i]
+		if err := c.offer(snapshot.Ref{Name: p.name, Length: uint64(p.length)}, b.buf[p.at:][:p.length], b.lent); err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
-// name names what is not cut, in pieces of c.lengths.
-func (c *cutter) name(fork chunk.Fork) []id.Blob {
-	c.names = slices.Grow(c.names[:0], len(c.lengths))[:len(c.lengths)]
-	c.places = c.places[:0]
-	at := c.from
-	for _, n := range c.lengths {
-		c.places = append(c.places, at)
-		at += n
-	}
-	each(fork, len(c.lengths), func(i int) {
-		c.names[i] = c.namer.Blob(id.Data, c.buf[c.places[i]:][:c.lengths[i]])
-	})
-	return c.names
-}
-
-func (c *cutter) found(ref snapshot.Ref) error {
-	end := c.from + int(ref.Length)
-	err := c.offer(ref, c.buf[c.from:end])
-	c.from = end
-	c.refs++
-	return err
-}
-
-// each calls task(0), ..., task(n-1), with a fork side by side.
-func each(fork chunk.Fork, n int, task func(i int)) {
-	if fork != nil && n > 1 {
-		fork(n, task)
-		return
-	}
-	for i := range n {
-		task(i)
-	}
-}
-
-// A crew is what the readers of one backup share: the cores, and the buffers
-// for large files. Those are few, for a few readers that let others help them
+// A crew is who does the work of one backup, and what they share: the cores, and
+// the buffers for large files. Those are few, for a few readers that are helped
 // keep all cores busy.
 type crew struct {
 	cores int
-	busy  atomic.Int32 // readers that have something to do
+	busy  atomic.Int32 // of the crew, that have something to do
 	large chan *cutter // the one that was used longest ago comes first
 
 	unknown unknown
@@ -250,9 +358,7 @@ type crew struct {
 func newCrew(cores, large int, s chunk.Splitter, n *id.Namer) *crew {
 	c := &crew{cores: cores, large: make(chan *cutter, large)}
 	for range large {
-		c.large <- &cutter{
-			splitter: s, namer: n, fork: c.fork, lent: semaphore.NewWeighted(math.MaxInt64), most: largeBuffer,
-		}
+		c.large <- newLargeCutter(s, n, largeBuffer, c)
 	}
 	return c
 }
@@ -269,13 +375,28 @@ func (c *crew) take(ctx context.Context) (*cutter, error) {
 	}
 }
 
-// fork returns a way to share work with as many cores as have no reader. If all
-// have, sharing would only make more work.
-func (c *crew) fork() chunk.Fork {
-	width := c.cores - int(c.busy.Load()) + 1
-	if width < 2 {
-		return nil
+// width returns how many cores somebody who works may use: his own, and those of
+// which nobody has need. If all are in use, sharing would only make more work.
+func (c *crew) width() int {
+	if c == nil {
+		return 1
 	}
+	return max(1, c.cores-int(c.busy.Load())+1)
+}
+
+// each calls task(0), ..., task(n-1), as many at a time as width says.
+func each(width, n int, task func(i int)) {
+	if width < 2 || n < 2 {
+		for i := range n {
+			task(i)
+		}
+		return
+	}
+	spread(width)(n, task)
+}
+
+// spread returns a fork with so many goroutines, which take the tasks in turn.
+func spread(width int) chunk.Fork {
 	return func(n int, task func(i int)) {
 		var taken atomic.Int64
 		work := func() {

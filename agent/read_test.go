@@ -7,12 +7,14 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 
@@ -462,6 +464,39 @@ func (c *counter) Cuts(dst []int, p []byte, more bool, fork chunk.Fork) []int {
 	return c.Splitter.Cuts(dst, p, more, fork)
 }
 
+// anyCutter returns a cutter of some kind that collects what it offers in refs.
+// Those who take it keep it for a while, and look at it again. When all is over
+// done waits for them.
+func anyCutter(s chunk.Splitter, n *id.Namer, most int, r *rand.Rand, refs *[]snapshot.Ref) (c *cutter, done func()) {
+	c = newCutter(s, n, 1+r.IntN(most))
+	if cores := r.IntN(5); cores > 0 {
+		c = newLargeCutter(s, n, s.Max()+r.IntN(most), &crew{cores: cores})
+		c.crew.busy.Add(1)
+	}
+	var takers sync.WaitGroup
+	c.offer = func(ref snapshot.Ref, p []byte, lent *semaphore.Weighted) error {
+		if n.Blob(id.Data, p) != ref.Name || len(p) != int(ref.Length) {
+			return errors.New("the name is not the data's")
+		}
+		*refs = append(*refs, ref)
+		if lent == nil {
+			return nil
+		}
+		if !lent.TryAcquire(1) {
+			return errors.New("it lends while it waits to be given back")
+		}
+		takers.Go(func() {
+			runtime.Gosched()
+			if n.Blob(id.Data, p) != ref.Name {
+				panic("what was lent was written to")
+			}
+			lent.Release(1)
+		})
+		return nil
+	}
+	return c, takers.Wait
+}
+
 // Whatever the old cuts were of, however large the buffer is and whoever helps,
 // the cuts are those that the splitter finds one after the other.
 func TestOldCutsMakeNoDifference(t *testing.T) {
@@ -484,17 +519,7 @@ func TestOldCutsMakeNoDifference(t *testing.T) {
 			}
 			cuts := func(data []byte, old []snapshot.Ref, r *rand.Rand) (refs []snapshot.Ref, asked int) {
 				counted := counter{Splitter: s}
-				c := cutter{splitter: &counted, namer: namer, most: 1 + r.IntN(8000)}
-				if r.IntN(2) == 0 {
-					c.fork = (&crew{cores: 3}).fork
-				}
-				c.offer = func(ref snapshot.Ref, p []byte) error {
-					if namer.Blob(id.Data, p) != ref.Name || len(p) != int(ref.Length) {
-						return errors.New("the name is not the data's")
-					}
-					refs = append(refs, ref)
-					return nil
-				}
+				c, done := anyCutter(&counted, namer, 8000, r, &refs)
 				if err := c.reset(t.Context(), uint64(r.IntN(2*len(data)+1)), old); err != nil {
 					t.Fatal(err)
 				}
@@ -512,6 +537,7 @@ func TestOldCutsMakeNoDifference(t *testing.T) {
 				if whole, err := c.finish(0); err != nil || len(whole) > 0 {
 					t.Fatal(err)
 				}
+				done()
 				return refs, counted.asked
 			}
 			rapid.Check(t, func(t *rapid.T) {

@@ -460,7 +460,7 @@ func (f *File) valid(x *opened) error {
 		return fmt.Errorf("a %v that was a %v", f.Stat.Type, x.stat.Type)
 	}
 	if f.Outcome == Vanished || f.Outcome == Failed {
-		if len(f.Inline) > 0 || f.Sparse || len(f.Extents) > 0 || len(f.Xattrs) > 0 || f.Target != "" {
+		if f.Class != 0 || len(f.Inline) > 0 || f.Sparse || len(f.Extents) > 0 || len(f.Xattrs) > 0 || f.Target != "" {
 			return fmt.Errorf("it %v and has content", f.Outcome)
 		}
 		return nil
@@ -478,7 +478,7 @@ func (f *File) valid(x *opened) error {
 		return fmt.Errorf("a %v with target %q", f.Stat.Type, f.Target)
 	}
 	if f.Stat.Type != snapshot.File {
-		if len(f.Inline) > 0 || f.Sparse || len(f.Extents) > 0 || f.Outcome == Torn || f.BytesRead > 0 {
+		if f.Class != 0 || len(f.Inline) > 0 || f.Sparse || len(f.Extents) > 0 || f.Outcome == Torn || f.BytesRead > 0 {
 			return fmt.Errorf("a %v with content", f.Stat.Type)
 		}
 		return nil

@@ -247,7 +247,7 @@ func (b *run) decide(ctx context.Context, s *slot, a *agent.Answer) error {
 		}
 	}
 	a.Read = true
-	if s.old != nil && !b.opt.ReadAll && s.stat.Type == snapshot.File {
+	if s.old != nil && !b.opt.ReadAll && s.stat.Type == snapshot.File && s.old.Entry.Class == 0 {
 		a.Old = level0(s.old)
 	}
 	return nil
@@ -386,7 +386,7 @@ func (b *run) File(ctx context.Context, f *agent.File) error {
 	}
 	s.stat = f.Stat
 	e := entryOf(&s.stat)
-	e.Inline, e.Sparse, e.Extents = f.Inline, f.Sparse, f.Extents
+	e.Class, e.Inline, e.Sparse, e.Extents = uint8(f.Class), f.Inline, f.Sparse, f.Extents
 	e.Xattrs, e.Target = f.Xattrs, f.Target
 	for role, into := range map[agent.Role]*snapshot.Content{
 		agent.Content: &e.Content, agent.Map: &e.Map, agent.Xattrs: &e.XattrSet,

@@ -51,7 +51,7 @@ type Features struct {
 
 // The rules of today, recorded so that later ones can be told apart.
 const (
-	classRules  = 1 // every file is content-defined
+	classRules  = chunk.ClassRules
 	paddingRule = 1 // docs/format.md, "Padding"
 )
 

@@ -313,6 +313,24 @@ func (f *filler) plain() {
 	}
 	f.sparse("holes/many", 200<<16, many)
 
+	// Files that keep pages, by what they say: orlop cuts them into blocks.
+	f.mkdir("pages")
+	pages := func(n int) []byte { return append([]byte("SQLite format 3\x00"), Bytes("pages", n-16)...) }
+	f.file("pages/one", pages(8<<10))
+	f.file("pages/few", pages(100_001))
+	f.file("pages/many", pages(3<<20))
+	f.file("pages/zeros", append(pages(4<<10), make([]byte, 2<<20)...))
+	f.sparse("pages/holes", 3<<20+17, map[int64][]byte{
+		0: pages(4096), 36 << 10: mib[:20<<10], 60 << 10: mib[:40<<10], 1<<20 + 4096: mib[:1<<20-8192], 2<<20 + 8192: mib[:1],
+	})
+	f.sparse("pages/many-holes", 300<<13, func() map[int64][]byte {
+		data := map[int64][]byte{0: pages(4096)}
+		for i := range int64(300) {
+			data[max(i<<13, 100)] = mib[i : i+1+i*12]
+		}
+		return data
+	}())
+
 	f.mkdir("same")
 	for i := range 12 {
 		f.file(fmt.Sprintf("same/%d", i), Text("again", 40_000))
