@@ -61,7 +61,7 @@ func inProcess(ctx context.Context) (*agent.Client, error) {
 
 // percent returns by how much a heap with live bytes in use may grow.
 func percent(budget, live uint64) int {
-	const least, most = 10, 400
+	const least, most = 10, 100
 	if live == 0 {
 		return most
 	}

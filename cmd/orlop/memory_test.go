@@ -16,8 +16,8 @@ func TestHeapGrowsToItsBudget(t *testing.T) {
 		want         int
 	}{
 		{"half in use may double", 100 << 20, 50 << 20, 100},
-		{"little in use is not let grow without end", 100 << 20, 1 << 20, 400},
-		{"nothing known", 100 << 20, 0, 400},
+		{"little in use is not let grow without end", 100 << 20, 1 << 20, 100},
+		{"nothing known", 100 << 20, 0, 100},
 		{"nearly all in use is collected at a tenth more", 100 << 20, 99 << 20, 10},
 		{"over the budget too", 100 << 20, 1 << 30, 10},
 	}
