@@ -106,6 +106,11 @@ type liar struct {
 // and returns the agent's last word.
 func lie(t *testing.T, root string, say func(*liar)) (frameType, string) {
 	t.Helper()
+	return lieOf(t, &order{verb: verbRestore, root: root}, say)
+}
+
+func lieOf(t *testing.T, q *order, say func(*liar)) (frameType, string) {
+	t.Helper()
 	h, a := net.Pipe()
 	set := usual()
 	set.credits.Writes = 100_000
@@ -120,7 +125,7 @@ func lie(t *testing.T, root string, say func(*liar)) (frameType, string) {
 		t.Fatal(typ, err)
 	}
 	go func() {
-		_ = l.send(frameRestore, appendBytes([]byte{verbRestore, 0}, root))
+		_ = l.send(frameRestore, q.append(nil))
 		say(l)
 	}()
 	for {
@@ -348,26 +353,7 @@ func TestTheAgentTakesNoMoreThanThereIsCreditFor(t *testing.T) {
 // says.
 func impostor(t *testing.T, say func(*conn)) (RestoreTotals, error) {
 	t.Helper()
-	h, a := net.Pipe()
-	go func() {
-		c := newConn(a, usual())
-		defer c.close()
-		_, _, _ = c.read()
-		_ = c.send(frameHello, appendHello(nil, fullCredits))
-		_, _, _ = c.read()
-		_ = c.send(frameReady, []byte{1})
-		go say(c)
-		for {
-			if _, _, err := c.read(); err != nil {
-				return
-			}
-		}
-	}()
-	c, err := newClient(t.Context(), h, TransportStdio, usual())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
+	c := pretender(t, say)
 	r, err := c.Restore(t.Context(), RestoreRequest{Root: "/"})
 	if err != nil {
 		t.Fatal(err)
@@ -380,6 +366,32 @@ func impostor(t *testing.T, say func(*conn)) (RestoreTotals, error) {
 		err = errors.Join(err1, err2, err3)
 	}
 	return totals, err
+}
+
+// pretender is the client of an impostor.
+func pretender(t *testing.T, say func(*conn)) *Client {
+	t.Helper()
+	h, a := net.Pipe()
+	go func() {
+		c := newConn(a, usual())
+		defer c.close()
+		_, _, _ = c.read()
+		_ = c.send(frameHello, appendHello(nil, fullCredits))
+		_, _, _ = c.read()
+		_ = c.send(frameReady, Target{Empty: true}.append(nil))
+		go say(c)
+		for {
+			if _, _, err := c.read(); err != nil {
+				return
+			}
+		}
+	}()
+	c, err := newClient(t.Context(), h, TransportStdio, usual())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return c
 }
 
 func TestTheHostBelievesNoLies(t *testing.T) {
@@ -511,6 +523,11 @@ func FuzzRecords(f *testing.F) {
 		w.entry(e)
 	}
 	f.Add(w.take())
+	w.compare(3, []snapshot.Ref{{Name: [32]byte{1}, Length: 1 << 20}, {Name: [32]byte{2}, Length: 1}})
+	w.path(recordTidy, "a/b")
+	w.path(recordLeave, "a/c")
+	w.begin(recordSpare)
+	f.Add(w.take())
 	f.Add([]byte{1, 0, 0, 0})
 
 	f.Fuzz(func(t *testing.T, p []byte) {
@@ -527,7 +544,7 @@ func FuzzRecords(f *testing.F) {
 			case recordLink:
 				w.begin(rec.kind)
 				w.entry(rec.entry)
-				w.body = appendBytes(w.body, rec.first)
+				w.body = appendBytes(w.body, rec.path)
 			case recordData:
 				w.data(rec.n, int64(rec.off), rec.data)
 			case recordFinish, recordDiscard:
@@ -535,6 +552,12 @@ func FuzzRecords(f *testing.F) {
 			case recordDress:
 				w.number(rec.kind, rec.n)
 				w.entry(rec.entry)
+			case recordCompare:
+				w.compare(rec.n, rec.refs)
+			case recordTidy, recordLeave:
+				w.path(rec.kind, rec.path)
+			case recordSpare:
+				w.begin(rec.kind)
 			default:
 				w.begin(rec.kind)
 				w.body = appendBytes(w.body, rec.data)
@@ -558,6 +581,7 @@ func FuzzRecords(f *testing.F) {
 
 func FuzzReport(f *testing.F) {
 	f.Add((&report{Credit: 1 << 40, Problems: []woe{{1, "a/b", "mode"}, {2, "", "x"}}, Done: []uint64{1, 1 << 60}, Fatal: "full", Full: true}).append(nil))
+	f.Add((&report{Verdicts: []verdict{{1, []bool{true, false, true}}, {1 << 40, nil}}, Changes: []change{{Removed, "a"}, {Created, "b/c"}}}).append(nil))
 	f.Add((&report{}).append(nil))
 	f.Fuzz(func(t *testing.T, p []byte) {
 		r, err := parseReport(p)
@@ -586,31 +610,54 @@ func FuzzRestorer(f *testing.F) {
 		}
 	}
 	f.Add(w.take())
+	for i, w2 := range wishes() {
+		w.begin(recordMake)
+		w.entry(w2.Entry)
+		if n := w2.Content.Size(); len(w2.data) > 0 {
+			w.compare(uint64(i), []snapshot.Ref{{Name: [32]byte{1}, Length: n}})
+			w.data(uint64(i), 0, w2.data[:min(n, 5000)])
+		}
+	}
+	w.path(recordTidy, "")
+	f.Add(w.take())
 	f.Fuzz(func(t *testing.T, p []byte) {
-		base := t.TempDir()
-		in := filepath.Join(base, "in")
-		if err := os.Mkdir(in, 0o700); err != nil {
-			t.Fatal(err)
-		}
-		var stream bytes.Buffer
-		set := usual()
-		set.credits.Writes = 1 // and small queues
-		host := newConn(&stream, set)
-		if err := errors.Join(
-			host.write(frameHello, appendHello(nil, fullCredits)),
-			host.write(frameRestore, appendBytes([]byte{verbRestore, 0}, in)),
-			host.write(frameRecords, p),
-			host.write(frameClose, closing{Abandon: true}.append(nil)),
-			host.flush(),
-		); err != nil {
-			t.Fatal(err)
-		}
-		_ = serve(t.Context(), struct {
-			io.Reader
-			io.Writer
-		}{&stream, io.Discard}, set)
-		if all, err := os.ReadDir(base); len(all) != 1 || err != nil {
-			t.Fatalf("beside the target: %v, %v", all, err)
+		for _, verb := range []byte{verbRestore, verbPlace} {
+			base := t.TempDir()
+			in := filepath.Join(base, "in")
+			if err := errors.Join(
+				os.MkdirAll(in+"/dir/sub", 0o700), os.WriteFile(in+"/large", noise(200_000, 9), 0o600),
+				os.Symlink(base, in+"/char"), os.WriteFile(base+"/canary", []byte("sings"), 0o400),
+			); err != nil {
+				t.Fatal(err)
+			}
+			if verb == verbRestore {
+				if err := errors.Join(os.RemoveAll(in), os.Mkdir(in, 0o700)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			var stream bytes.Buffer
+			set := usual()
+			set.credits.Writes = 1 // and small queues
+			host := newConn(&stream, set)
+			if err := errors.Join(
+				host.write(frameHello, appendHello(nil, fullCredits)),
+				host.write(frameRestore, (&order{verb: verb, root: in}).append(nil)),
+				host.write(frameRecords, p),
+				host.write(frameClose, closing{Abandon: true}.append(nil)),
+				host.flush(),
+			); err != nil {
+				t.Fatal(err)
+			}
+			_ = serve(t.Context(), struct {
+				io.Reader
+				io.Writer
+			}{&stream, io.Discard}, set)
+			if all, err := os.ReadDir(base); len(all) != 2 || err != nil {
+				t.Fatalf("beside the target: %v, %v", all, err)
+			}
+			if got, err := os.ReadFile(base + "/canary"); string(got) != "sings" || err != nil {
+				t.Fatalf("the canary: %q, %v", got, err)
+			}
 		}
 	})
 }

@@ -15,6 +15,8 @@ func TestMain(m *testing.M) {
 		os.Exit(m.Run())
 	case "main":
 		os.Exit(Main(os.Args[1:]))
+	case "victim":
+		os.Exit(victim(os.Getenv("ORLOP_AGENT_VICTIM")))
 	case "seal":
 		os.Exit(sealedProbe())
 	}

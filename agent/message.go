@@ -311,7 +311,11 @@ func (c credits) charge(n uint64) int64 {
 	return int64(min(max(n, minCharge), uint64(c.Bytes)))
 }
 
-func appendWants(dst []byte, want []bool) []byte {
+func appendWants(dst []byte, want []bool) []byte { return appendBits(dst, want) }
+
+// appendBits appends how many bits there are, and the bits, the first the
+// lowest of the first byte.
+func appendBits(dst []byte, want []bool) []byte {
 	dst = binary.AppendUvarint(dst, uint64(len(want)))
 	for i := 0; i < len(want); i += 8 {
 		var b byte
@@ -327,17 +331,23 @@ func appendWants(dst []byte, want []bool) []byte {
 
 func parseWants(p []byte) ([]bool, error) {
 	d := decoder{p: p}
-	want := make([]bool, d.uvarint(maxOffers))
-	bits := d.take((len(want) + 7) / 8)
+	want := d.bits(maxOffers)
+	return want, d.end()
+}
+
+// bits reads what appendBits wrote, at most limit of them.
+func (d *decoder) bits(limit uint64) []bool {
+	set := make([]bool, d.uvarint(limit))
+	bits := d.take((len(set) + 7) / 8)
 	if d.err == nil {
-		for i := range want {
-			want[i] = bits[i/8]>>(i%8)&1 != 0
+		for i := range set {
+			set[i] = bits[i/8]>>(i%8)&1 != 0
 		}
-		if n := len(want) % 8; n > 0 && bits[len(bits)-1]>>n != 0 {
+		if n := len(set) % 8; n > 0 && bits[len(bits)-1]>>n != 0 {
 			d.fail("bits for no name")
 		}
 	}
-	return want, d.end()
+	return set
 }
 
 // A Box holds blobs that were wanted, as box.Builder left them. The receiver

@@ -4,14 +4,13 @@ import (
 	"encoding/binary"
 	"hash/crc32"
 
+	"orlop/id"
 	"orlop/snapshot"
 )
 
 // The frames of a restore. docs/format.md has their tables.
 const (
-	// frameRestore's body: u8 1 when only asking whether the root is empty,
-	// bool sync, bytes root.
-	frameReady   frameType = 65 // A to H: bool whether the root is empty
+	frameReady   frameType = 65 // A to H: a Target
 	frameRecords frameType = 66 // H to A: u32 how many, then that many records
 	frameReport  frameType = 67 // A to H: a report
 	frameClose   frameType = 68 // H to A: a closing; no more records follow
@@ -20,8 +19,64 @@ const (
 
 const (
 	verbRestore = 0
-	verbEmpty   = 1
+	verbLook    = 1 // only ask what the root is like
+	verbPlace   = 2 // over what is there
 )
+
+// MarkerName is the name of the file in the root of a target that says that a
+// restore has begun there and not ended.
+const MarkerName = ".orlop-restore-incomplete"
+
+// MaxMarker is how many bytes may be in it.
+const MaxMarker = 1024
+
+// A Target is what a directory to restore to is like.
+type Target struct {
+	Empty  bool   // it holds nothing, or nothing but an empty lost+found
+	Marker string // what a restore that did not end has left; "" if there is none
+}
+
+func (t Target) append(dst []byte) []byte { return appendBytes(appendBool(dst, t.Empty), t.Marker) }
+
+func parseTarget(p []byte) (Target, error) {
+	d := decoder{p: p}
+	t := Target{Empty: d.bool(), Marker: d.string(MaxMarker)}
+	return t, d.end()
+}
+
+// An order is the body of a RESTORE.
+type order struct {
+	verb             byte
+	sync             bool
+	keep, dry, tells bool // of verbPlace
+	root, marker     string
+	nameKey          [32]byte // of verbPlace
+}
+
+func (q *order) append(dst []byte) []byte {
+	dst = appendBool(append(dst, q.verb), q.sync)
+	dst = appendBool(appendBool(appendBool(dst, q.keep), q.dry), q.tells)
+	dst = appendBytes(appendBytes(dst, q.root), q.marker)
+	if q.verb == verbPlace {
+		dst = append(dst, q.nameKey[:]...)
+	}
+	return dst
+}
+
+func parseOrder(p []byte) (*order, error) {
+	d := decoder{p: p}
+	q := &order{verb: d.u8(), sync: d.bool(), keep: d.bool(), dry: d.bool(), tells: d.bool()}
+	q.root, q.marker = d.string(snapshot.MaxPath), d.string(MaxMarker)
+	switch {
+	case q.verb > verbPlace:
+		d.fail("a restore of kind %d", q.verb)
+	case q.verb == verbPlace:
+		q.nameKey = d.sum()
+	case q.keep || q.dry || q.tells:
+		d.fail("a restore of kind %d that is one in place", q.verb)
+	}
+	return q, d.end()
+}
 
 // What a record asks for. MAKE and LINK are numbered from 0 in the order they
 // are sent; N is that number. An entry is written against the directory of the
@@ -35,6 +90,12 @@ const (
 	recordDress   = 6 // uvarint N of a directory, its entry
 	recordXattrs  = 7 // bytes: encoded xattrs of the next MAKE or DRESS, or some of them
 	recordExtents = 8 // bytes: encoded extents of the next MAKE, or some of them
+
+	// Of a restore in place.
+	recordCompare = 9  // uvarint N, uvarint count, refs: the next of the file's stream
+	recordTidy    = 10 // bytes path of a directory: all that is in it was sent
+	recordLeave   = 11 // bytes path: what is there stays as it is
+	recordSpare   = 12 // from here on nothing is removed but what is in the way
 )
 
 const (
@@ -51,7 +112,9 @@ const (
 	fileWeight   = 1024      // memory that a file which is not finished takes, beside its xattrs and extents
 	maxHeld      = 128 << 20 // memory of all that are not finished; a single file may take more
 	extentWeight = 16
-	maxExtents   = 1 << 24 // of one file
+	maxCompare   = 1024     // refs in one record
+	compareBytes = 64 << 20 // of content that they are of, but for a single ref
+	maxExtents   = 1 << 24  // of one file
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -96,27 +159,67 @@ func parseClosing(p []byte) (closing, error) {
 type RestoreTotals struct {
 	Files, Dirs, Links uint64 // regular files; directories, the root too; additional names of hard links
 	Others             uint64 // symbolic links, devices, fifos, sockets
-	Bytes              uint64 // of content
+	Bytes              uint64 // of content that were written
 	Problems           uint64 // as told to RestoreRequest.Problem
+
+	// Of a restore in place: of all but directories, those that were as they
+	// should be, and those that were there and were not; and what went away.
+	// A dry one says what would be.
+	Unchanged, Changed uint64
+	Removed            uint64 // all but directories
+	RemovedDirs        uint64
+}
+
+func (t *RestoreTotals) fields() []*uint64 {
+	return []*uint64{
+		&t.Files, &t.Dirs, &t.Links, &t.Others, &t.Bytes, &t.Problems,
+		&t.Unchanged, &t.Changed, &t.Removed, &t.RemovedDirs,
+	}
 }
 
 func (t RestoreTotals) append(dst []byte) []byte {
-	for _, v := range [...]uint64{t.Files, t.Dirs, t.Links, t.Others, t.Bytes, t.Problems} {
-		dst = binary.LittleEndian.AppendUint64(dst, v)
+	for _, v := range t.fields() {
+		dst = binary.LittleEndian.AppendUint64(dst, *v)
 	}
 	return dst
 }
 
-func parseTotals(p []byte) (RestoreTotals, error) {
+func parseTotals(p []byte) (t RestoreTotals, err error) {
 	d := decoder{p: p}
-	t := RestoreTotals{Files: d.u64(), Dirs: d.u64(), Links: d.u64(), Others: d.u64(), Bytes: d.u64(), Problems: d.u64()}
+	for _, v := range t.fields() {
+		*v = d.u64()
+	}
 	return t, d.end()
+}
+
+// A ChangeKind says what a restore in place does to something.
+type ChangeKind uint8
+
+// The kinds of change.
+const (
+	Created ChangeKind = 1
+	Changed ChangeKind = 2 // content or metadata, or it was something else
+	Removed ChangeKind = 3 // with all that is below it
+)
+
+// A change is one thing that a restore in place did, or would do.
+type change struct {
+	Kind ChangeKind
+	Path string
+}
+
+// A verdict says which of the refs of one COMPARE the file has not.
+type verdict struct {
+	N       uint64
+	Missing []bool
 }
 
 // A report says what has become of records.
 type report struct {
-	Credit   uint64   // to send that much more
-	Problems []woe    // what could not be kept
+	Credit   uint64 // to send that much more
+	Problems []woe  // what could not be kept
+	Verdicts []verdict
+	Changes  []change
 	Done     []uint64 // entries with which all is done, also if it went wrong
 	Fatal    string   // why nothing more will be done, if so
 	Full     bool     // because the file system is
@@ -136,6 +239,15 @@ func (r *report) append(dst []byte) []byte {
 		dst = appendBytes(dst, w.Path)
 		dst = appendBytes(dst, w.What)
 	}
+	dst = binary.AppendUvarint(dst, uint64(len(r.Verdicts)))
+	for _, v := range r.Verdicts {
+		dst = binary.AppendUvarint(dst, v.N)
+		dst = appendBits(dst, v.Missing)
+	}
+	dst = binary.AppendUvarint(dst, uint64(len(r.Changes)))
+	for _, c := range r.Changes {
+		dst = appendBytes(append(dst, byte(c.Kind)), c.Path)
+	}
 	dst = binary.AppendUvarint(dst, uint64(len(r.Done)))
 	for _, n := range r.Done {
 		dst = binary.AppendUvarint(dst, n)
@@ -149,6 +261,16 @@ func parseReport(p []byte) (*report, error) {
 	r := &report{Credit: d.uvarint(1 << 62)}
 	for range d.count(maxFrame, 3) {
 		r.Problems = append(r.Problems, woe{d.uvarint(1<<64 - 1), d.string(snapshot.MaxPath), d.string(maxText)})
+	}
+	for range d.count(maxFrame, 3) {
+		r.Verdicts = append(r.Verdicts, verdict{d.uvarint(1<<64 - 1), d.bits(maxCompare)})
+	}
+	for range d.count(maxFrame, 2) {
+		c := change{ChangeKind(d.u8()), d.string(snapshot.MaxPath)}
+		if c.Kind < Created || c.Kind > Removed {
+			d.fail("a change of kind %d", c.Kind)
+		}
+		r.Changes = append(r.Changes, c)
 	}
 	for range d.count(maxFrame, 1) {
 		r.Done = append(r.Done, d.uvarint(1<<64-1))
@@ -166,7 +288,8 @@ type record struct {
 	off   uint64
 	data  []byte // also pieces of xattrs and extents
 	entry *snapshot.Entry
-	first string
+	path  string // of LINK the first, of others their own
+	refs  []snapshot.Ref
 }
 
 // A recordReader reads the records of a frame.
@@ -179,7 +302,7 @@ type recordReader struct {
 func readRecords(body []byte) recordReader {
 	r := recordReader{d: decoder{p: body}}
 	n := r.d.u32()
-	if uint64(n)*2 > uint64(len(r.d.p)) {
+	if uint64(n) > uint64(len(r.d.p)) {
 		r.d.fail("%d records in %d bytes", n, len(r.d.p))
 		n = 0
 	}
@@ -200,7 +323,7 @@ func (r *recordReader) next(rec *record) bool {
 		rec.entry = r.entry()
 	case recordLink:
 		rec.entry = r.entry()
-		rec.first = r.d.string(snapshot.MaxPath)
+		rec.path = r.d.string(snapshot.MaxPath)
 	case recordData:
 		rec.n = r.d.uvarint(1<<64 - 1)
 		rec.off = r.d.uvarint(snapshot.MaxSize)
@@ -212,6 +335,15 @@ func (r *recordReader) next(rec *record) bool {
 		rec.entry = r.entry()
 	case recordXattrs, recordExtents:
 		rec.data = r.d.bytes(maxPieces + snapshot.MaxName + snapshot.MaxXattr + 8)
+	case recordCompare:
+		rec.n = r.d.uvarint(1<<64 - 1)
+		rec.refs = make([]snapshot.Ref, r.d.count(maxCompare, id.Size+1))
+		for i := range rec.refs {
+			rec.refs[i] = snapshot.Ref{Name: r.d.sum(), Length: r.d.uvarint(snapshot.MaxData)}
+		}
+	case recordTidy, recordLeave:
+		rec.path = r.d.string(snapshot.MaxPath)
+	case recordSpare:
 	default:
 		r.d.fail("a record of kind %d", rec.kind)
 	}
@@ -286,6 +418,19 @@ func (w *recordWriter) data(n uint64, off int64, data []byte) {
 	w.number(recordData, n)
 	w.body = binary.AppendUvarint(w.body, uint64(off))
 	w.body = appendBytes(w.body, data)
+}
+
+func (w *recordWriter) compare(n uint64, refs []snapshot.Ref) {
+	w.number(recordCompare, n)
+	w.body = binary.AppendUvarint(w.body, uint64(len(refs)))
+	for _, r := range refs {
+		w.body = binary.AppendUvarint(append(w.body, r.Name[:]...), r.Length)
+	}
+}
+
+func (w *recordWriter) path(kind uint8, path string) {
+	w.begin(kind)
+	w.body = appendBytes(w.body, path)
 }
 
 func (w *recordWriter) xattrs(set []snapshot.Xattr) {

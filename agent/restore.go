@@ -31,6 +31,14 @@ type RestoreRequest struct {
 	// Sync makes End wait until everything is on the disk.
 	Sync bool
 
+	// Marker, if not empty, is in the file [MarkerName] of the root from before
+	// anything else is changed there until all is done.
+	Marker string
+
+	// InPlace, if not nil, restores over what is there: only what differs is
+	// written, and what is not added goes away.
+	InPlace *InPlace
+
 	// Problem, if not nil, is told what could not be kept of the entry with
 	// number n, or that it could not be made at all. Calls come one at a time
 	// from a goroutine of the Restore, some time after what caused them, and
@@ -39,9 +47,25 @@ type RestoreRequest struct {
 	Problem func(n uint64, path, what string)
 }
 
-// A Restore writes a tree through an agent. Add and Link are called by one
-// goroutine, in walk order ([snapshot.Compare]); Write, Finish and Discard by
-// any, once Add has returned the number. All of them return before the thing is
+// InPlace is what a restore over what is there needs besides. Its functions are
+// called as [RestoreRequest].Problem is.
+type InPlace struct {
+	NameKey [32]byte // of what Compare is given
+	Keep    bool     // nothing goes away but what is in the way
+	Dry     bool     // nothing is changed, and no content is to be written; the totals say what would be
+
+	// Verdict is told which of the refs of a Compare are not in the file n. The
+	// verdicts on one file come in the order in which it was compared. An error
+	// is the agent's fault, and the end of the restore.
+	Verdict func(n uint64, missing []bool) error
+
+	// Change, if not nil, is told what becomes different.
+	Change func(kind ChangeKind, path string)
+}
+
+// A Restore writes a tree through an agent. Add, Link, Leave and Spare are called
+// by one goroutine, in walk order ([snapshot.Compare]); Write, Compare, Finish and
+// Discard by any, once Add has returned the number. All of them return before the thing is
 // done, and wait only when too much is under way. An error of theirs says that
 // the restore is lost, or, if errors.Is finds ErrUnfinished or
 // [snapshot.ErrFormat], that this entry was not taken and others will be.
@@ -56,6 +80,7 @@ type Restore struct {
 	mu     sync.Mutex
 	change sync.Cond // of anything below
 	err    error     // why the restore is lost
+	lost   chan struct{}
 	totals *RestoreTotals
 
 	// What is to be sent: whole frames, and the one being filled.
@@ -69,10 +94,13 @@ type Restore struct {
 	// The tree.
 	next  uint64
 	last  struct{ dir, name string }
+	began bool // there is a last
 	rungs []*rung
+	tidy  bool             // what is in a directory and was not added is to go away
 	live  map[uint64]*node // entries that the agent is not done with, and the directory each holds up
 	open  map[uint64]int   // files neither finished nor discarded, and what they weigh
 	held  int              // sum of open
+	asked map[uint64][]int // refs of the compares that there is no verdict on
 }
 
 // maxQueued is how many bytes may wait to be sent before Write and the others
@@ -114,52 +142,58 @@ func (c *Client) Restore(ctx context.Context, req RestoreRequest) (*Restore, err
 	if err != nil {
 		return nil, fmt.Errorf("restore to %s: %w", req.Root, err)
 	}
-	if _, err := c.openRoot(verbRestore, req.Sync, req.Root); err != nil {
+	q := order{verb: verbRestore, sync: req.Sync, root: req.Root, marker: req.Marker}
+	if p := req.InPlace; p != nil {
+		q.verb, q.nameKey = verbPlace, p.NameKey
+		q.keep, q.dry, q.tells = p.Keep, p.Dry, p.Change != nil
+	}
+	if _, err := c.openRoot(&q); err != nil {
 		return nil, fmt.Errorf("restore to %s: %w", req.Root, end(err))
 	}
 	r := &Restore{
-		c: c, req: req, end: end, credit: int(c.credits.Writes),
-		live: make(map[uint64]*node), open: make(map[uint64]int),
+		c: c, req: req, end: end, credit: int(c.credits.Writes), lost: make(chan struct{}),
+		live: make(map[uint64]*node), open: make(map[uint64]int), asked: make(map[uint64][]int),
 	}
 	r.change.L = &r.mu
 	r.w.full = r.cut
 	r.rungs = []*rung{{node: &node{waits: 1}}}
+	r.tidy = q.verb == verbPlace && !q.keep
 	r.all.Go(r.send)
 	r.all.Go(r.receive)
 	return r, nil
 }
 
-// Empty reports whether the directory root holds nothing, or nothing but an
-// empty lost+found.
-func (c *Client) Empty(ctx context.Context, root string) (bool, error) {
+// Look says what the directory root is like.
+func (c *Client) Look(ctx context.Context, root string) (Target, error) {
 	end, err := c.begin(ctx)
 	if err != nil {
-		return false, fmt.Errorf("look into %s: %w", root, err)
+		return Target{}, fmt.Errorf("look into %s: %w", root, err)
 	}
-	empty, err := c.openRoot(verbEmpty, false, root)
+	t, err := c.openRoot(&order{verb: verbLook, root: root})
 	if err = end(err); err != nil {
-		return false, fmt.Errorf("look into %s: %w", root, err)
+		return Target{}, fmt.Errorf("look into %s: %w", root, err)
 	}
-	return empty, nil
+	return t, nil
 }
 
-func (c *Client) openRoot(verb byte, sync bool, root string) (empty bool, err error) {
-	if err := c.conn.send(frameRestore, appendBytes(appendBool([]byte{verb}, sync), root)); err != nil {
-		return false, err
+func (c *Client) openRoot(q *order) (Target, error) {
+	if len(q.marker) > MaxMarker {
+		return Target{}, fmt.Errorf("%w: a marker of %d bytes", ErrRefused, len(q.marker))
+	}
+	if err := c.conn.send(frameRestore, q.append(nil)); err != nil {
+		return Target{}, err
 	}
 	t, body, err := c.conn.read()
 	if err != nil {
-		return false, err
+		return Target{}, err
 	}
 	switch t {
 	case frameReady:
-		d := decoder{p: body}
-		empty = d.bool()
-		return empty, d.end()
+		return parseTarget(body)
 	case frameError:
-		return false, failed(body)
+		return Target{}, failed(body)
 	}
-	return false, protocolError("frame %d where READY was due", t)
+	return Target{}, protocolError("frame %d where READY was due", t)
 }
 
 // Add makes an entry and returns its number. A directory is made at once and
@@ -205,14 +239,13 @@ func (r *Restore) Add(e *snapshot.Entry, xattrs []snapshot.Xattr, extents []snap
 		r.open[n] = weight
 	}
 	r.next++
-	r.last.dir, r.last.name = e.Dir, e.Name
-
 	if e.IsRoot() {
 		top := r.rungs[0].node
 		own := *e
 		top.n, top.entry, top.xattrs = n, &own, xattrs
+		r.began = true
 	} else {
-		r.move(e.Dir)
+		r.move(e.Dir, e.Name)
 		l := r.rungs[len(r.rungs)-1]
 		if e.Type == snapshot.Dir {
 			l.push(n, e, xattrs)
@@ -239,7 +272,7 @@ func (r *Restore) Add(e *snapshot.Entry, xattrs []snapshot.Xattr, extents []snap
 
 // follows says whether e is in order after the entry before it.
 func (r *Restore) follows(e *snapshot.Entry) error {
-	if r.next > 0 && snapshot.Compare(r.last.dir, r.last.name, e.Dir, e.Name) >= 0 {
+	if r.began && snapshot.Compare(r.last.dir, r.last.name, e.Dir, e.Name) >= 0 {
 		return fmt.Errorf("%w: it belongs before %s/%s", snapshot.ErrFormat, r.last.dir, r.last.name)
 	}
 	return nil
@@ -282,8 +315,7 @@ func (r *Restore) Link(e *snapshot.Entry, first string) (uint64, error) {
 	}
 	n := r.next
 	r.next++
-	r.last.dir, r.last.name = e.Dir, e.Name
-	r.move(e.Dir)
+	r.move(e.Dir, e.Name)
 	at := r.rungs[len(r.rungs)-1].node
 	r.live[n] = at
 	at.waits++
@@ -292,6 +324,70 @@ func (r *Restore) Link(e *snapshot.Entry, first string) (uint64, error) {
 	r.w.body = appendBytes(r.w.body, first)
 	r.filled()
 	return n, nil
+}
+
+// Leave says that what is at an entry's path, which is not added, is to stay as
+// it is. It is of a restore in place.
+func (r *Restore) Leave(e *snapshot.Entry) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.wait(); err != nil {
+		return err
+	}
+	if err := r.follows(e); err != nil || e.IsRoot() || !r.tidy {
+		return err
+	}
+	r.move(e.Dir, e.Name)
+	r.w.path(recordLeave, e.Path())
+	r.filled()
+	return nil
+}
+
+// Spare says that from here on not all entries are added: nothing goes away any
+// more but what is in the way. It is of a restore in place.
+func (r *Restore) Spare() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.wait(); err != nil || !r.tidy {
+		return err
+	}
+	r.tidy = false
+	r.w.begin(recordSpare)
+	r.filled()
+	return nil
+}
+
+// Compare asks which of refs, the next of the content of file n, are not in the
+// file that is there. Of a restore in place all content must be compared that is
+// not inline, and what is missing be written, before the file is finished.
+func (r *Restore) Compare(n uint64, refs []snapshot.Ref) error {
+	for len(refs) > 0 {
+		k, size := 0, uint64(0)
+		for k < len(refs) && k < maxCompare && (k == 0 || size+refs[k].Length <= compareBytes) {
+			size += refs[k].Length
+			k++
+		}
+		if err := r.compare(n, refs[:k]); err != nil {
+			return err
+		}
+		refs = refs[k:]
+	}
+	return nil
+}
+
+func (r *Restore) compare(n uint64, refs []snapshot.Ref) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.wait(); err != nil {
+		return err
+	}
+	if _, ok := r.open[n]; !ok {
+		return fmt.Errorf("compare: entry %d takes no content", n)
+	}
+	r.asked[n] = append(r.asked[n], len(refs))
+	r.w.compare(n, refs)
+	r.filled()
+	return nil
 }
 
 // Write writes data, which is copied, at offset off of the file n. The data is
@@ -321,6 +417,16 @@ func (r *Restore) write(n uint64, off int64, piece []byte) error {
 	r.w.data(n, off, piece)
 	r.filled()
 	return nil
+}
+
+// Lost is closed when the restore is lost; Err then says why.
+func (r *Restore) Lost() <-chan struct{} { return r.lost }
+
+// Err returns why the restore is lost, or nil.
+func (r *Restore) Err() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.err
 }
 
 // Finish says that file n has been written. Its metadata is set next.
@@ -368,6 +474,7 @@ func (r *Restore) conclude() (RestoreTotals, error) {
 		unfinished = fmt.Errorf("%d files were not finished", len(r.open))
 	}
 	if r.err == nil && unfinished == nil {
+		r.tidyUp(r.last.dir)
 		for len(r.rungs) > 0 {
 			r.leave()
 		}
@@ -393,8 +500,27 @@ func (r *Restore) conclude() (RestoreTotals, error) {
 	return *r.totals, err
 }
 
-// move makes dir the directory whose entries are being added.
-func (r *Restore) move(dir string) {
+// tidyUp says that all that is in dir was sent.
+func (r *Restore) tidyUp(dir string) {
+	if r.tidy && r.began {
+		r.w.path(recordTidy, dir)
+		r.filled()
+	}
+}
+
+// passed is told of a directory that the walk has passed: it is empty.
+func (r *Restore) passed(d *node) {
+	r.tidyUp(d.entry.Path())
+	r.dress(d)
+}
+
+// move makes dir the directory whose entries are being added, name being the
+// next of them.
+func (r *Restore) move(dir, name string) {
+	if dir != r.last.dir {
+		r.tidyUp(r.last.dir)
+	}
+	r.last.dir, r.last.name, r.began = dir, name, true
 	for !snapshot.Below(dir, r.rungs[len(r.rungs)-1].path) {
 		r.leave()
 	}
@@ -416,7 +542,7 @@ func (r *Restore) move(dir string) {
 			if d := top.pop(); d.entry.Name == dir[start:end] {
 				next = d
 			} else {
-				r.dress(d) // the walk has passed it: it is empty
+				r.passed(d)
 			}
 		}
 		next.waits = 1
@@ -430,7 +556,7 @@ func (r *Restore) leave() {
 	top := r.rungs[len(r.rungs)-1]
 	r.rungs = r.rungs[:len(r.rungs)-1]
 	for top.first != nil {
-		r.dress(top.pop())
+		r.passed(top.pop())
 	}
 	r.release(top.node)
 }
@@ -592,6 +718,11 @@ func (r *Restore) send() {
 func (r *Restore) fail(err error) {
 	if r.err == nil {
 		r.err = err
+		select {
+		case <-r.lost:
+		default:
+			close(r.lost)
+		}
 	}
 	r.change.Broadcast()
 }
@@ -652,6 +783,9 @@ func (r *Restore) take(rep *report) error {
 			r.req.Problem(w.N, w.Path, w.What)
 		}
 	}
+	if err := r.judge(rep); err != nil {
+		return err
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if rep.Credit > uint64(int(r.c.credits.Writes)-r.credit) {
@@ -663,7 +797,7 @@ func (r *Restore) take(rep *report) error {
 		if !ok {
 			return protocolError("entry %d is said to be done and was not asked for", n)
 		}
-		if _, open := r.open[n]; open {
+		if _, open := r.open[n]; open || len(r.asked[n]) > 0 {
 			return protocolError("entry %d is said to be done and is not finished", n)
 		}
 		delete(r.live, n)
@@ -680,6 +814,43 @@ func (r *Restore) take(rep *report) error {
 	return nil
 }
 
+// judge hands on what a restore in place is told.
+func (r *Restore) judge(rep *report) error {
+	p := r.req.InPlace
+	if p == nil {
+		if len(rep.Verdicts) > 0 || len(rep.Changes) > 0 {
+			return protocolError("a verdict on nothing")
+		}
+		return nil
+	}
+	for _, v := range rep.Verdicts {
+		r.mu.Lock()
+		asked := r.asked[v.N]
+		if len(asked) > 1 {
+			r.asked[v.N] = asked[1:]
+		} else {
+			delete(r.asked, v.N)
+		}
+		r.mu.Unlock()
+		if len(asked) == 0 || asked[0] != len(v.Missing) {
+			return protocolError("a verdict on %d refs of entry %d, which were not asked for", len(v.Missing), v.N)
+		}
+		if err := p.Verdict(v.N, v.Missing); err != nil {
+			return err
+		}
+	}
+	if p.Change == nil {
+		if len(rep.Changes) > 0 {
+			return protocolError("changes that nobody wants to know")
+		}
+		return nil
+	}
+	for _, c := range rep.Changes {
+		p.Change(c.Kind, c.Path)
+	}
+	return nil
+}
+
 func (r *Restore) takeTotals(body []byte) error {
 	t, err := parseTotals(body)
 	if err != nil {
@@ -690,8 +861,16 @@ func (r *Restore) takeTotals(body []byte) error {
 	if r.closed == nil {
 		return protocolError("totals before the end")
 	}
-	if r.err == nil && !r.closed.Abandon && t.Files+t.Dirs+t.Links+t.Others > r.next {
-		return protocolError("more was made than asked for")
+	// Each number for itself, for together they could run over.
+	left := r.next
+	for _, n := range []uint64{t.Files, t.Dirs, t.Links, t.Others} {
+		if n > left && r.err == nil && !r.closed.Abandon {
+			return protocolError("more was made than asked for")
+		}
+		left -= min(n, left)
+	}
+	if made := t.Files + t.Links + t.Others; t.Unchanged > made || t.Changed > made-t.Unchanged {
+		return protocolError("more was kept than there is")
 	}
 	r.totals = &t
 	return nil

@@ -737,11 +737,11 @@ func TestEmptySeesPastLostAndFound(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got, err := c.Empty(t.Context(), root); got != tt.want || err != nil {
+		if got, err := c.Look(t.Context(), root); got.Empty != tt.want || err != nil {
 			t.Errorf("with %q: %v, %v", tt.holds, got, err)
 		}
 	}
-	if _, err := c.Empty(t.Context(), "/nonexistent"); err == nil {
+	if _, err := c.Look(t.Context(), "/nonexistent"); err == nil {
 		t.Error("a directory that is not there is empty")
 	}
 	if _, err := c.Restore(t.Context(), RestoreRequest{Root: "/nonexistent"}); err == nil {

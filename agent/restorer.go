@@ -16,6 +16,9 @@ import (
 	"orlop/snapshot"
 )
 
+// jobName is the kind of a job that no record is: that there is to be an entry.
+const jobName = 0
+
 const (
 	fileWorkers = 4
 	maxFiles    = 256     // open at once
@@ -30,7 +33,8 @@ const (
 type restorer struct {
 	c       *conn
 	t       *target
-	sync    bool
+	q       *order
+	place   *place    // nil unless it is in place
 	workers []*placer // the last is for directories
 	all     sync.WaitGroup
 
@@ -55,6 +59,7 @@ type restorer struct {
 	fatal    atomic.Bool
 
 	mu      sync.Mutex
+	room    sync.Cond // of pending, that it has become less
 	pending report
 	wake    chan struct{} // there is something in pending
 	spare   [][]job
@@ -83,7 +88,8 @@ type job struct {
 	group  *hardlinks
 	off    uint64
 	data   []byte
-	first  string
+	path   string
+	refs   []snapshot.Ref
 	xattrs []snapshot.Xattr
 }
 
@@ -95,17 +101,20 @@ type file struct {
 	extents []snapshot.Extent
 	weight  int
 	worker  int
+	asked   uint64 // bytes that are to be compared
 
 	// Of the worker.
-	made    bool  // it was created, which its first data or its end does
-	id      inode // once it was closed
-	fd      int   // -1 while closed
-	plain   bool  // it was made without xattrs
-	used    uint64
-	written uint64
-	group   *hardlinks
-	links   []*job // other names that it gets when it is finished
-	woes    int
+	made  bool  // it was created, which its first data or its end does
+	id    inode // once it was closed
+	fd    int   // -1 while closed
+	plain bool  // it was made without xattrs
+	used  uint64
+	got   uint64 // bytes of the content that are there
+	wrote uint64 // of those, that were not before
+	group *hardlinks
+	links []*job // other names that it gets when it is finished
+	woes  int
+	old   old // of a restore in place
 }
 
 // Hardlinks are a set of hard links of which one was added.
@@ -115,7 +124,7 @@ type hardlinks struct {
 
 	// Of the worker.
 	made bool
-	id   inode
+	id   inode // 0, 0 if it would be made
 	file *file // until it is finished or discarded
 }
 
@@ -123,30 +132,35 @@ type hardlinks struct {
 // from c until the last one of the operation. It returns nil if c may be used
 // for another operation, also when this one failed and the host was told so.
 func serveRestore(_ context.Context, c *conn, request []byte) error {
-	d := decoder{p: request}
-	verb, toDisk, root := d.u8(), d.bool(), d.string(snapshot.MaxPath)
-	if verb > verbEmpty {
-		d.fail("a restore of kind %d", verb)
-	}
-	if err := d.end(); err != nil {
+	q, err := parseOrder(request)
+	if err != nil {
 		return err
 	}
-	t, err := openTarget(root)
+	t, err := openTarget(q.root)
 	if err != nil {
-		return c.send(frameError, failure{Text: fmt.Sprintf("open %s: %v", root, err)}.append(nil))
+		return refuse(c, fmt.Errorf("open %s: %w", q.root, err))
 	}
 	defer t.close()
-	empty, err := t.empty()
+	state, err := t.look()
 	if err != nil {
-		return c.send(frameError, failure{Text: fmt.Sprintf("list %s: %v", root, err)}.append(nil))
+		return refuse(c, fmt.Errorf("list %s: %w", q.root, err))
 	}
-	if err := c.send(frameReady, appendBool(nil, empty)); err != nil || verb == verbEmpty {
+	if q.verb != verbLook && !q.dry && q.marker != "" {
+		if err := t.mark(q.marker); err != nil {
+			return refuse(c, fmt.Errorf("%s: %w", MarkerName, err))
+		}
+	}
+	if err := c.send(frameReady, state.append(nil)); err != nil || q.verb == verbLook {
 		return err
 	}
 	s := &restorer{
-		c: c, t: t, sync: toDisk,
+		c: c, t: t, q: q,
 		files: make(map[uint64]*file), groups: make(map[[16]byte]*hardlinks), undone: make(map[uint64]bool),
 		wake: make(chan struct{}, 1),
+	}
+	s.room.L = &s.mu
+	if q.verb == verbPlace {
+		s.place = newPlace(q, c.set.cores)
 	}
 	return s.run()
 }
@@ -164,7 +178,7 @@ func (s *restorer) run() error {
 
 	c, err := s.read()
 	if err != nil {
-		s.fatal.Store(true) // nothing that is still queued is of use
+		s.doom() // nothing that is still queued is of use
 	}
 	for _, w := range s.workers {
 		close(w.in)
@@ -173,9 +187,9 @@ func (s *restorer) run() error {
 	if err == nil {
 		err = s.check(c)
 	}
-	if err == nil && s.sync && !s.fatal.Load() {
-		if err := s.t.sync(); err != nil {
-			s.give(because("sync", err))
+	if err == nil && !c.Abandon && !s.fatal.Load() {
+		if err := s.conclude(); err != nil {
+			s.give(err)
 		}
 	}
 	close(stop)
@@ -187,6 +201,32 @@ func (s *restorer) run() error {
 		return err
 	}
 	return s.c.send(frameTotals, s.totals.append(nil))
+}
+
+// at gives a test its chance to be killed.
+func (s *restorer) at(moment, path string) {
+	if hook := s.c.set.hook; hook != nil {
+		_ = hook(moment, path)
+	}
+}
+
+// conclude makes what was restored durable, and then takes away the mark that
+// says it is not all there.
+func (s *restorer) conclude() error {
+	if s.q.dry {
+		return nil
+	}
+	if s.q.sync {
+		if err := s.t.sync(); err != nil {
+			return because("sync", err)
+		}
+	}
+	s.at("sync", "")
+	if s.q.marker == "" {
+		return nil
+	}
+	defer s.at("unmark", "")
+	return because(MarkerName, s.t.unmark(s.q.sync))
 }
 
 // read hands records to the workers until the closing.
@@ -259,13 +299,12 @@ func (s *restorer) parcel(body []byte) error {
 		if err != nil {
 			return err
 		}
-		if worker < 0 {
-			continue
+		if worker >= 0 {
+			s.hand(worker, j)
 		}
-		if out[worker] == nil {
-			out[worker] = s.list()
+		if s.place != nil && s.place.tidies && rec.entry != nil && rec.kind != recordDress {
+			s.hand(len(s.workers)-1, job{kind: jobName, entry: rec.entry})
 		}
-		out[worker] = append(out[worker], j)
 	}
 	if err := r.end(); err != nil {
 		return err
@@ -279,6 +318,13 @@ func (s *restorer) parcel(body []byte) error {
 	}
 	s.put(p)
 	return nil
+}
+
+func (s *restorer) hand(worker int, j job) {
+	if s.out[worker] == nil {
+		s.out[worker] = s.list()
+	}
+	s.out[worker] = append(s.out[worker], j)
 }
 
 // took gives back a list of jobs.
@@ -310,13 +356,23 @@ func (s *restorer) put(p *parcel) {
 func (s *restorer) judge(rec *record) (job, int, error) {
 	dirs := len(s.workers) - 1
 	switch e := rec.entry; rec.kind {
-	case recordMake, recordLink:
+	case recordMake, recordLink, recordLeave:
+		if rec.kind == recordLeave {
+			var err error
+			if e, err = s.left(rec.path); err != nil {
+				return job{}, 0, err
+			}
+			rec.entry = e
+		}
 		if s.last != nil && snapshot.Compare(s.last.Dir, s.last.Name, e.Dir, e.Name) >= 0 {
 			return job{}, 0, protocolError("%q after %q", e.Path(), s.last.Path())
 		}
+		s.last = e
+		if rec.kind == recordLeave {
+			return job{}, -1, nil
+		}
 		n := s.next
 		s.next++
-		s.last = e
 		if rec.kind == recordLink {
 			return s.judgeLink(n, rec)
 		}
@@ -354,6 +410,27 @@ func (s *restorer) judge(rec *record) (job, int, error) {
 		delete(s.files, rec.n)
 		s.held -= f.weight
 		return job{kind: rec.kind, n: f.n, file: f}, f.worker, nil
+	case recordCompare:
+		f := s.files[rec.n]
+		if s.place == nil || f == nil {
+			return job{}, 0, protocolError("what is in entry %d is asked for, which has nothing to compare", rec.n)
+		}
+		for _, ref := range rec.refs {
+			f.asked += ref.Length // each is at most 8 MiB, and there is an end soon
+			if ref.Length == 0 || f.asked > f.entry.Content.Size() {
+				return job{}, 0, protocolError("%q has no %d bytes to compare", f.entry.Path(), f.asked)
+			}
+		}
+		return job{kind: rec.kind, n: f.n, file: f, refs: rec.refs}, f.worker, nil
+	case recordTidy, recordSpare:
+		if s.place == nil || !s.place.tidies {
+			return job{}, 0, protocolError("a restore that removes nothing is told to")
+		}
+		if err := snapshot.ValidPath(rec.path); err != nil {
+			return job{}, 0, protocolError("what is in %q: %v", rec.path, err)
+		}
+		s.place.tidies = rec.kind == recordTidy
+		return job{kind: rec.kind, path: rec.path}, dirs, nil
 	case recordDress:
 		if e.Type != snapshot.Dir || rec.n >= s.next {
 			return job{}, 0, protocolError("metadata of %q, which is no directory that was made", e.Path())
@@ -436,7 +513,23 @@ func (s *restorer) judgeFile(n uint64, e *snapshot.Entry) (job, int, error) {
 	if f.group != nil {
 		f.group.file = f // before a worker can see it
 	}
+	if s.place != nil {
+		return job{kind: recordMake, n: n, file: f}, f.worker, nil
+	}
 	return job{}, -1, nil // it is created when there is something to put into it
+}
+
+// left makes an entry of a path that is not to be touched.
+func (s *restorer) left(path string) (*snapshot.Entry, error) {
+	if s.place == nil || !s.place.tidies {
+		return nil, protocolError("a restore that removes nothing is told to leave %q", path)
+	}
+	if err := snapshot.ValidPath(path); err != nil || path == "" {
+		return nil, protocolError("%q is to be left as it is", path)
+	}
+	e := new(snapshot.Entry)
+	e.Dir, e.Name = snapshot.SplitPath(path)
+	return e, nil
 }
 
 // share says who works on e. What is in one directory is one worker's, as the
@@ -472,10 +565,10 @@ func (s *restorer) judgeLink(n uint64, rec *record) (job, int, error) {
 	if g == nil || e.Group == [16]byte{} || g.kind != e.Type {
 		return job{}, 0, protocolError("%q is a link to nothing that was made", e.Path())
 	}
-	if err := snapshot.ValidPath(rec.first); err != nil || rec.first == "" {
-		return job{}, 0, protocolError("%q is a link to %q", e.Path(), rec.first)
+	if err := snapshot.ValidPath(rec.path); err != nil || rec.path == "" {
+		return job{}, 0, protocolError("%q is a link to %q", e.Path(), rec.path)
 	}
-	return job{kind: recordLink, n: n, entry: e, group: g, first: rec.first}, g.worker, nil
+	return job{kind: recordLink, n: n, entry: e, group: g, path: rec.path}, g.worker, nil
 }
 
 // holds tells whether n bytes at off are in one extent of f.
@@ -496,7 +589,13 @@ func (s *restorer) mkdir(n uint64, e *snapshot.Entry) {
 	if e.IsRoot() || s.fatal.Load() {
 		return
 	}
-	if err := s.t.mkdir(e.Dir, e.Name); err != nil {
+	var err error
+	if s.place != nil {
+		err = s.mkdirOver(e)
+	} else {
+		err = s.t.mkdir(e.Dir, e.Name)
+	}
+	if err != nil {
 		s.undone[n] = true
 		s.say(n, e.Path(), err.Error())
 		if full(err) {
@@ -529,9 +628,18 @@ func (s *restorer) give(err error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.room.Broadcast()
 	s.pending.Fatal = err.Error()[:min(len(err.Error()), maxText)]
 	s.pending.Full = full(err)
 	s.poke()
+}
+
+// doom makes the workers do nothing more.
+func (s *restorer) doom() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.fatal.Store(true)
+	s.room.Broadcast()
 }
 
 func (s *restorer) poke() {
@@ -562,7 +670,7 @@ func (s *restorer) report(stop chan struct{}) error {
 		body = r.append(body[:0])
 		if err := s.c.send(frameReport, body); err != nil {
 			// The reader will see the stream end as well.
-			s.fatal.Store(true)
+			s.doom()
 			s.c.close()
 			return err
 		}
@@ -578,9 +686,10 @@ func (s *restorer) taken() (r *report, more bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p := &s.pending
-	if p.Credit == 0 && len(p.Problems) == 0 && len(p.Done) == 0 && p.Fatal == "" {
+	if p.Credit == 0 && len(p.Problems)+len(p.Verdicts)+len(p.Changes)+len(p.Done) == 0 && p.Fatal == "" {
 		return nil, false
 	}
+	defer s.room.Broadcast()
 	n, size := 0, 0
 	for n < len(p.Problems) && size < maxReport {
 		size += len(p.Problems[n].Path) + len(p.Problems[n].What) + 16
@@ -591,15 +700,18 @@ func (s *restorer) taken() (r *report, more bool) {
 		p.Problems = p.Problems[n:]
 		return r, true
 	}
-	done := len(p.Done)
-	if done > maxReport {
-		r = &report{Problems: p.Problems, Done: p.Done[:maxReport:maxReport]}
-		p.Problems, p.Done = nil, p.Done[maxReport:]
+	for n = 0; n < len(p.Changes) && size < maxReport; n++ {
+		size += len(p.Changes[n].Path) + 8
+	}
+	done := min(len(p.Done), maxReport)
+	if n < len(p.Changes) || done < len(p.Done) {
+		r = &report{Problems: p.Problems, Verdicts: p.Verdicts, Changes: p.Changes[:n:n], Done: p.Done[:done:done]}
+		p.Problems, p.Verdicts, p.Changes, p.Done = nil, nil, p.Changes[n:], p.Done[done:]
 		return r, true
 	}
-	r = &report{Credit: p.Credit, Problems: p.Problems, Done: p.Done, Fatal: p.Fatal, Full: p.Full}
+	own := *p
 	*p = report{}
-	return r, false
+	return &own, false
 }
 
 // A placer is a worker: it puts things into the target.
@@ -608,6 +720,7 @@ type placer struct {
 	in   chan batch
 	open []*file // with an open descriptor
 	tick uint64
+	tidy tidier // of the one that is for directories
 }
 
 func (w *placer) run() {
@@ -621,15 +734,29 @@ func (w *placer) run() {
 	for _, f := range w.open {
 		unix.Close(f.fd)
 	}
+	w.tidy.leave()
 }
 
 func (w *placer) do(j *job) {
 	if w.s.fatal.Load() {
 		return
 	}
+	w.s.at("do", j.path)
 	switch j.kind {
 	case recordMake:
-		w.node(j)
+		if j.file != nil {
+			w.look(j.file)
+		} else {
+			w.node(j)
+		}
+	case recordCompare:
+		w.compare(j)
+	case jobName:
+		w.name(j.entry)
+	case recordTidy:
+		w.tidyUp(j.path)
+	case recordSpare:
+		w.tidy.leave()
 	case recordLink:
 		w.link(j)
 	case recordData:
@@ -703,8 +830,11 @@ func (w *placer) shut(f *file) error {
 	return unix.Close(fd)
 }
 
-// put opens f if it is not open, and creates it if it was not made.
+// put opens f for writing if it is not, and creates it if it was not made.
 func (w *placer) put(f *file) error {
+	if f.old.there && (f.fd < 0 || f.old.reading) {
+		return w.take(f)
+	}
 	if f.fd >= 0 {
 		w.tick++
 		f.used = w.tick
@@ -713,15 +843,21 @@ func (w *placer) put(f *file) error {
 	var fd int
 	var err error
 	if f.made {
-		fd, err = w.s.t.reopen(f.entry.Dir, f.entry.Name, f.id)
+		fd, err = w.s.t.reopen(f.entry.Dir, f.entry.Name, f.id, unix.O_WRONLY)
 	} else {
-		fd, f.plain, err = w.s.t.create(f.entry)
+		if f.old.inWay {
+			err = w.clear(f.entry)
+		}
+		if err == nil {
+			fd, f.plain, err = w.s.t.create(f.entry)
+		}
 	}
 	if err != nil {
 		return err
 	}
 	f.made = true
 	w.keep(f, fd)
+	w.s.at("create", f.entry.Name)
 	return nil
 }
 
@@ -730,31 +866,58 @@ func (w *placer) write(j *job) {
 	if f.woes > 0 {
 		return
 	}
+	// What is inline came without being asked for.
+	if len(f.entry.Inline) > 0 && w.has(f, j.data, j.off) {
+		f.got += uint64(len(j.data))
+		return
+	}
+	if w.s.q.dry {
+		f.old.touched = true
+		f.got += uint64(len(j.data))
+		f.wrote += uint64(len(j.data))
+		return
+	}
 	err := w.put(f)
-	for p, off := j.data, int64(j.off); err == nil && len(p) > 0; {
-		var n int
-		n, err = unix.Pwrite(f.fd, p, off)
-		if err == unix.EINTR {
-			err = nil
-		}
-		if err != nil {
-			err = because("write", err)
-			break
-		}
-		p, off = p[n:], off+int64(n)
-		f.written += uint64(n)
+	if err == nil {
+		err = because("write", pwrite(f.fd, j.data, j.off))
 	}
 	if err != nil {
 		f.woes++ // told once; what is missing is told no more
 		w.trouble(f.n, f.entry.Path(), err)
+		return
 	}
+	f.got += uint64(len(j.data))
+	f.wrote += uint64(len(j.data))
+}
+
+// pwrite writes all of p at off.
+func pwrite(fd int, p []byte, off uint64) error {
+	for len(p) > 0 {
+		n, err := unix.Pwrite(fd, p, int64(off))
+		if err != nil && err != unix.EINTR {
+			return err
+		}
+		n = max(n, 0)
+		p, off = p[n:], off+uint64(n)
+	}
+	return nil
 }
 
 // finish ends a file that was given all its data.
 func (w *placer) finish(f *file) {
 	e := f.entry
+	if stream := streamSize(e); f.woes == 0 && f.got < stream {
+		f.woes++
+		w.s.say(f.n, e.Path(), fmt.Sprintf("%d of %d bytes of content were written", f.got, stream))
+	}
 	if f.woes == 0 {
-		if err := w.complete(f); err != nil {
+		var err error
+		if w.s.place != nil {
+			err = w.settle(f)
+		} else {
+			err = w.complete(f)
+		}
+		if err != nil {
 			f.woes++
 			w.trouble(f.n, e.Path(), err)
 		}
@@ -763,39 +926,39 @@ func (w *placer) finish(f *file) {
 		w.discard(f)
 		return
 	}
-	h := handle{fd: f.fd, plain: f.plain}
-	id, _ := h.dress(e, f.xattrs, w.limited(f.n, e.Path()))
-	if err := w.shut(f); err != nil {
-		f.woes++
-		w.trouble(f.n, e.Path(), because("close", err))
-	}
 	w.s.mu.Lock()
-	w.s.totals.Bytes += f.written
-	if f.woes == 0 {
-		w.s.totals.Files++
-	}
+	w.s.totals.Bytes += f.wrote
+	w.s.totals.Files++
 	w.s.mu.Unlock()
 	w.s.done(f.n)
 	if f.group != nil {
-		f.group.file, f.group.made, f.group.id = nil, true, id
+		f.group.file, f.group.made, f.group.id = nil, true, f.id
 		for _, j := range f.links {
 			w.link(j)
 		}
 	}
 }
 
-// complete gives a file what its data has not: itself, and the hole at its end.
+// complete gives a new file what its data has not: itself, the hole at its end,
+// and its metadata.
 func (w *placer) complete(f *file) error {
 	if err := w.put(f); err != nil {
 		return err
 	}
-	if stream := streamSize(f.entry); f.written < stream {
-		return fmt.Errorf("%d of %d bytes of content were written", f.written, stream)
-	}
 	if f.end() < f.entry.Size { // all other sizes are there already
-		return because("set the size", unix.Ftruncate(f.fd, int64(f.entry.Size)))
+		if err := unix.Ftruncate(f.fd, int64(f.entry.Size)); err != nil {
+			return because("set the size", err)
+		}
 	}
-	return nil
+	return w.dressFile(f)
+}
+
+// dressFile gives a file its metadata and closes it.
+func (w *placer) dressFile(f *file) error {
+	h := handle{fd: f.fd, plain: f.plain}
+	w.s.at("dress", f.entry.Name)
+	f.id = h.dress(f.entry, f.xattrs, w.limited(f.n, f.entry.Path()))
+	return because("close", w.shut(f))
 }
 
 // end is where the last of the data ends.
@@ -820,7 +983,8 @@ func (w *placer) discard(f *file) {
 		}
 		_ = w.shut(f)
 	}
-	if f.made {
+	// What was there and was not touched is nobody's half file.
+	if f.made && (!f.old.there || f.old.touched) && !w.s.q.dry {
 		if err := w.s.t.remove(f.entry.Dir, f.entry.Name, f.id); err != nil {
 			w.s.say(f.n, f.entry.Path(), err.Error())
 		}
@@ -836,20 +1000,28 @@ func (w *placer) discard(f *file) {
 
 func (w *placer) node(j *job) {
 	defer w.s.done(j.n)
-	fd, id, err := w.s.t.node(j.entry)
+	id, err := w.nodeOver(j)
 	if err != nil {
 		w.trouble(j.n, j.entry.Path(), err)
 		return
 	}
-	defer unix.Close(fd)
 	if j.group != nil {
 		j.group.made, j.group.id = true, id
 	}
-	h := handle{fd: fd, path: true}
-	h.dress(j.entry, j.xattrs, w.limited(j.n, j.entry.Path()))
 	w.s.mu.Lock()
 	defer w.s.mu.Unlock()
 	w.s.totals.Others++
+}
+
+// makeNode makes what is neither file nor directory.
+func (w *placer) makeNode(j *job) (inode, error) {
+	fd, plain, err := w.s.t.node(j.entry)
+	if err != nil {
+		return inode{}, err
+	}
+	defer unix.Close(fd)
+	h := handle{fd: fd, path: true, plain: plain}
+	return h.dress(j.entry, j.xattrs, w.limited(j.n, j.entry.Path())), nil
 }
 
 // link makes another name of what is whole, or sees to it that it is made then.
@@ -861,12 +1033,11 @@ func (w *placer) link(j *job) {
 	}
 	defer w.s.done(j.n)
 	if !j.group.made {
-		w.s.say(j.n, j.entry.Path(), fmt.Sprintf("link to %q: it could not be made", j.first))
+		w.s.say(j.n, j.entry.Path(), fmt.Sprintf("link to %q: it could not be made", j.path))
 		return
 	}
-	dir, name := snapshot.SplitPath(j.first)
-	if err := w.s.t.link(dir, name, j.group.id, j.entry.Dir, j.entry.Name); err != nil {
-		w.trouble(j.n, j.entry.Path(), fmt.Errorf("link to %q: %w", j.first, err))
+	if err := w.linkOver(j); err != nil {
+		w.trouble(j.n, j.entry.Path(), fmt.Errorf("link to %q: %w", j.path, err))
 		return
 	}
 	w.s.mu.Lock()
@@ -874,18 +1045,35 @@ func (w *placer) link(j *job) {
 	w.s.totals.Links++
 }
 
+// makeLink makes another name.
+func (w *placer) makeLink(j *job) error {
+	dir, name := snapshot.SplitPath(j.path)
+	return w.s.t.link(dir, name, j.group.id, j.entry.Dir, j.entry.Name)
+}
+
 // dress gives a directory its metadata.
 func (w *placer) dress(j *job) {
 	defer w.s.done(j.n)
 	e := j.entry
 	fd, err := w.s.t.enter(e.Dir, e.Name)
+	if w.s.q.dry && err != nil {
+		return // it would be made
+	}
 	if err != nil {
 		w.trouble(j.n, e.Path(), err)
 		return
 	}
 	defer unix.Close(fd)
+	if e.IsRoot() {
+		w.s.t.top = e.MTime
+	}
 	h := handle{fd: fd}
-	h.dress(e, j.xattrs, w.limited(j.n, e.Path()))
+	if w.s.place != nil && h.differs(e, j.xattrs, false) {
+		w.s.tell(Changed, e.Path())
+	}
+	if !w.s.q.dry {
+		h.dress(e, j.xattrs, w.limited(j.n, e.Path()))
+	}
 	w.s.mu.Lock()
 	defer w.s.mu.Unlock()
 	w.s.totals.Dirs++

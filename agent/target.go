@@ -4,10 +4,12 @@ package agent
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -30,7 +32,8 @@ import (
 // Its methods may be called concurrently.
 type target struct {
 	*dirs
-	uid, gid uint32 // of what we make
+	uid, gid uint32        // of what we make
+	top      snapshot.Time // that the top has, or is to have
 }
 
 // An inode tells one file from all others that exist at the same time.
@@ -45,7 +48,7 @@ func openTarget(root string) (*target, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &target{d, uint32(os.Geteuid()), uint32(os.Getegid())}, nil
+	return &target{dirs: d, uid: uint32(os.Geteuid()), gid: uint32(os.Getegid())}, nil
 }
 
 // in opens a directory to do something in it, until put is called with it.
@@ -101,7 +104,7 @@ func (t *target) create(e *snapshot.Entry) (fd int, plain bool, err error) {
 	}
 	for {
 		// One name that must not be there: nothing to resolve, or to follow.
-		fd, err = unix.Openat(d.fd, e.Name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, mode)
+		fd, err = unix.Openat(d.fd, e.Name, unix.O_CREAT|unix.O_EXCL|unix.O_RDWR|unix.O_NOFOLLOW|unix.O_CLOEXEC, mode)
 		if err != unix.EINTR {
 			break
 		}
@@ -151,8 +154,8 @@ func (t *target) find(parent, name string, want inode) (int, error) {
 
 var errReplaced = errors.New("something else has taken its place")
 
-// reopen opens for writing a file that create made.
-func (t *target) reopen(parent, name string, want inode) (int, error) {
+// reopen opens a file that create made, or that was found.
+func (t *target) reopen(parent, name string, want inode, flags int) (int, error) {
 	pin, err := t.find(parent, name, want)
 	if err != nil {
 		return -1, err
@@ -160,12 +163,8 @@ func (t *target) reopen(parent, name string, want inode) (int, error) {
 	defer unix.Close(pin)
 	// By way of the pinned inode and not by name once more: what has taken its
 	// place by now might be a device, and opening one can be an act.
-	for {
-		fd, err := unix.Open(self(pin), unix.O_WRONLY|unix.O_CLOEXEC, 0)
-		if err != unix.EINTR {
-			return fd, because("open again", err)
-		}
-	}
+	fd, err := open(unix.AT_FDCWD, self(pin), flags)
+	return fd, because("open again", err)
 }
 
 // remove takes away the name of the file want.
@@ -183,11 +182,12 @@ func (t *target) remove(parent, name string, want inode) error {
 	return because("remove", unix.Unlinkat(d.fd, name, 0))
 }
 
-// node makes what is neither file nor directory and returns it opened O_PATH.
-func (t *target) node(e *snapshot.Entry) (int, inode, error) {
+// node makes what is neither file nor directory and returns it opened O_PATH;
+// plain is as in create.
+func (t *target) node(e *snapshot.Entry) (fd int, plain bool, err error) {
 	d, err := t.in(e.Dir)
 	if err != nil {
-		return -1, inode{}, err
+		return -1, false, err
 	}
 	defer t.dirs.put(d)
 	kind, dev := kindOf(e.Type), 0
@@ -201,11 +201,11 @@ func (t *target) node(e *snapshot.Entry) (int, inode, error) {
 		err = unix.Mknodat(d.fd, e.Name, kind|0o600, dev)
 	}
 	if err != nil {
-		return -1, inode{}, because("make "+nounOf(e.Type), err)
+		return -1, false, because("make "+nounOf(e.Type), err)
 	}
-	fd, err := t.openat(d.fd, e.Name, unix.O_PATH)
+	fd, err = t.openat(d.fd, e.Name, unix.O_PATH)
 	if err != nil {
-		return -1, inode{}, because("open "+nounOf(e.Type), err)
+		return -1, false, because("open "+nounOf(e.Type), err)
 	}
 	var st unix.Stat_t
 	err = unix.Fstat(fd, &st)
@@ -216,9 +216,9 @@ func (t *target) node(e *snapshot.Entry) (int, inode, error) {
 	}
 	if err != nil {
 		unix.Close(fd)
-		return -1, inode{}, because("open "+nounOf(e.Type), err)
+		return -1, false, because("open "+nounOf(e.Type), err)
 	}
-	return fd, inodeOf(&st), nil
+	return fd, d.plain(), nil
 }
 
 // link gives the inode want, which is at from, another name.
@@ -242,17 +242,99 @@ func (t *target) link(fromDir, from string, want inode, parent, name string) err
 	return because("link", err)
 }
 
-// empty tells whether the top holds nothing, or nothing but an empty
-// lost+found, as a new ext4 file system does.
-func (t *target) empty() (bool, error) {
+// look says what is in the top. An empty lost+found is what a new ext4 file
+// system has.
+func (t *target) look() (Target, error) {
+	var state Target
 	names, err := t.list(".")
 	if err == nil && len(names) == 1 && names[0] == "lost+found" {
 		names, err = t.list("lost+found")
 		if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) || errors.Is(err, errMount) {
-			return false, nil
+			return state, nil
 		}
 	}
-	return len(names) == 0, err
+	if err != nil {
+		return state, err
+	}
+	state.Empty = len(names) == 0
+	if !state.Empty {
+		state.Marker, err = t.marker()
+	}
+	return state, err
+}
+
+// marker returns what is in the file that a restore which did not end has left,
+// or nothing.
+func (t *target) marker() (string, error) {
+	fd, err := t.openat(t.root.fd, MarkerName, unix.O_RDONLY|unix.O_NONBLOCK)
+	if err != nil {
+		return "", nil
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return "", err
+	}
+	text := make([]byte, MaxMarker)
+	n, err := pread(fd, text, 0)
+	// Anything is a marker. One that a crash has left empty says so by its name.
+	return cmp.Or(string(text[:n]), MarkerName), because("read "+MarkerName, err)
+}
+
+// mark puts a marker into the top, durably.
+func (t *target) mark(text string) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(t.root.fd, &st); err != nil {
+		return because("look at", err)
+	}
+	t.top = modified(&st)
+	if err := unix.Unlinkat(t.root.fd, MarkerName, 0); err != nil && err != unix.ENOENT {
+		return because("remove the old one", err)
+	}
+	fd, err := unix.Openat(t.root.fd, MarkerName, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return because("create", err)
+	}
+	err = because("write", pwrite(fd, []byte(text), 0))
+	if err == nil {
+		err = because("sync", unix.Fsync(fd))
+	}
+	if err := errors.Join(err, unix.Close(fd)); err != nil {
+		return err
+	}
+	return t.syncTop()
+}
+
+// unmark takes the marker away, and gives the top its time again.
+func (t *target) unmark(durably bool) error {
+	if err := unix.Unlinkat(t.root.fd, MarkerName, 0); err != nil {
+		return because("remove", err)
+	}
+	fd, err := t.enter("", "")
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := (handle{fd: fd}).setTime(t.top); err != nil {
+		return because("set the time of the directory it was in", err)
+	}
+	if !durably {
+		return nil
+	}
+	return t.syncTop()
+}
+
+// syncTop makes what has a name in the top durable.
+func (t *target) syncTop() error {
+	fd, err := t.enter("", "")
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.Fsync(fd); err != nil && err != unix.EINVAL { // some file systems cannot
+		return because("sync the directory", err)
+	}
+	return nil
 }
 
 // sync waits until everything is on the disk.
@@ -288,20 +370,19 @@ type handle struct {
 }
 
 // dress gives the thing the metadata of e and tells what could not be kept.
-// What is right already is not set again. It returns which inode it is, and
-// whether anything was not right.
+// What is right already is not set again. It returns which inode it is.
 //
 // The order is the only one that is exact. A change of owner takes away setuid
 // bits and capabilities, so it comes first; an ACL set after the mode would
 // rewrite its group bits; a capability is lost to any write or change of owner,
 // so it is last, but for the time, which all others might move.
-func (h handle) dress(e *snapshot.Entry, xattrs []snapshot.Xattr, say func(what string)) (id inode, changed bool) {
+func (h handle) dress(e *snapshot.Entry, xattrs []snapshot.Xattr, say func(what string)) inode {
 	var st unix.Stat_t
 	if err := unix.Fstat(h.fd, &st); err != nil {
 		say("look at: " + err.Error())
-		return inode{}, true
+		return inode{}
 	}
-	mode := e.Mode
+	id, mode, changed := inodeOf(&st), e.Mode, false
 	if st.Uid != e.UID || st.Gid != e.GID {
 		changed = true
 		err := unix.Fchownat(h.fd, "", int(e.UID), int(e.GID), unix.AT_EMPTY_PATH)
@@ -320,9 +401,13 @@ func (h handle) dress(e *snapshot.Entry, xattrs []snapshot.Xattr, say func(what 
 		}
 	}
 
-	has := h.xattrNames()
-	if h.strip(e, has, xattrs) {
+	var has []byte
+	if e.Type != snapshot.Symlink || len(xattrs) > 0 {
+		has = h.xattrNames()
+	}
+	for _, name := range unwanted(has, xattrs) {
 		changed = true
+		h.removeXattr(name)
 	}
 	for _, x := range xattrs {
 		if x.Name != capability && !h.hasXattr(has, x) {
@@ -343,19 +428,18 @@ func (h handle) dress(e *snapshot.Entry, xattrs []snapshot.Xattr, say func(what 
 			h.setXattr(x, say)
 		}
 	}
-	id = inodeOf(&st)
 	if modified(&st) == e.MTime && !changed {
-		return id, false
+		return id
 	}
 	if err := h.setTime(e.MTime); err != nil {
 		say("modification time: " + err.Error())
-		return id, true
+		return id
 	}
 
 	// File systems clamp times, and drop bits of the mode, without a word.
 	if err := unix.Fstat(h.fd, &st); err != nil {
 		say("look at: " + err.Error())
-		return id, true
+		return id
 	}
 	if got := modified(&st); got != e.MTime {
 		say(fmt.Sprintf("modification time %d.%09d became %d.%09d in this file system", e.MTime.Sec, e.MTime.Nsec, got.Sec, got.Nsec))
@@ -366,7 +450,30 @@ func (h handle) dress(e *snapshot.Entry, xattrs []snapshot.Xattr, say func(what 
 	if e.Type == snapshot.File && uint64(st.Size) != e.Size {
 		say(fmt.Sprintf("size %d became %d", e.Size, st.Size))
 	}
-	return id, true
+	return id
+}
+
+// differs tells whether the thing has other metadata than e, its time apart if
+// not times.
+func (h handle) differs(e *snapshot.Entry, xattrs []snapshot.Xattr, times bool) bool {
+	var st unix.Stat_t
+	if unix.Fstat(h.fd, &st) != nil || st.Uid != e.UID || st.Gid != e.GID ||
+		e.Type != snapshot.Symlink && st.Mode&0o7777 != e.Mode || times && modified(&st) != e.MTime {
+		return true
+	}
+	if e.Type == snapshot.Symlink && len(xattrs) == 0 {
+		return false // it can have none that are ours
+	}
+	has := h.xattrNames()
+	if len(unwanted(has, xattrs)) > 0 {
+		return true
+	}
+	for _, x := range xattrs {
+		if !h.hasXattr(has, x) {
+			return true
+		}
+	}
+	return false
 }
 
 func modified(st *unix.Stat_t) snapshot.Time {
@@ -410,27 +517,27 @@ func (h handle) hasXattr(names []byte, x snapshot.Xattr) bool {
 	return err == nil && bytes.Equal(value[:n], x.Value)
 }
 
-// strip takes away what a new thing inherits from the default ACL of its
-// directory, and what an old one had of its own.
-func (h handle) strip(e *snapshot.Entry, names []byte, want []snapshot.Xattr) (stripped bool) {
-names:
+// unwanted returns those of names that a thing with the xattrs want is not to
+// have: what a new one inherits from the default ACL of its directory, and what
+// an old one had of its own.
+func unwanted(names []byte, want []snapshot.Xattr) (list []string) {
 	for name := range strings.SplitSeq(string(names), "\x00") {
 		if !strings.HasPrefix(name, "user.") && !strings.HasPrefix(name, "system.posix_acl_") && name != capability {
 			continue // a label, or something else that is not ours to remove
 		}
-		for _, x := range want {
-			if x.Name == name {
-				continue names
-			}
-		}
-		stripped = true
-		if h.path {
-			_ = unix.Removexattr(self(h.fd), name)
-		} else {
-			_ = unix.Fremovexattr(h.fd, name)
+		if !slices.ContainsFunc(want, func(x snapshot.Xattr) bool { return x.Name == name }) {
+			list = append(list, name)
 		}
 	}
-	return stripped
+	return list
+}
+
+func (h handle) removeXattr(name string) {
+	if h.path {
+		_ = unix.Removexattr(self(h.fd), name)
+	} else {
+		_ = unix.Fremovexattr(h.fd, name)
+	}
 }
 
 func (h handle) listXattr(buf []byte) (int, error) {

@@ -188,7 +188,7 @@ func play(tg *target, dir, name string, count func(error) bool) {
 		count(unix.Fstat(fd, &st))
 		id := inodeOf(&st)
 		unix.Close(fd)
-		if fd, err := tg.reopen(dir, "f", id); count(err) {
+		if fd, err := tg.reopen(dir, "f", id, unix.O_WRONLY); count(err) {
 			_, err = unix.Pwrite(fd, []byte("evil"), 0)
 			count(err)
 			handle{fd: fd}.dress(e, nil, mute)
@@ -200,13 +200,16 @@ func play(tg *target, dir, name string, count func(error) bool) {
 		count(tg.remove(dir, "f", id))
 	} else {
 		// It is there; perhaps it is not ours.
-		fd, err := tg.reopen(dir, "f", inode{1, 1})
+		fd, err := tg.reopen(dir, "f", inode{1, 1}, unix.O_WRONLY)
 		if count(err) {
 			unix.Close(fd)
 		}
 	}
 	n := &snapshot.Entry{Dir: dir, Name: "n", Type: snapshot.Fifo, Mode: 0o777, UID: 4321, GID: 4321}
-	if fd, id, err := tg.node(n); count(err) {
+	if fd, _, err := tg.node(n); count(err) {
+		var st unix.Stat_t
+		count(unix.Fstat(fd, &st))
+		id := inodeOf(&st)
 		handle{fd: fd, path: true}.dress(n, nil, mute)
 		unix.Close(fd)
 		count(tg.remove(dir, "n", id))

@@ -79,6 +79,10 @@ func (s *Summary) Files() uint64 { return s.FilesNew + s.FilesChanged + s.FilesU
 // it was on disk.
 func (s *Summary) Partial() bool { return s.SkippedCount+s.TornCount > 0 }
 
+// ErrIncomplete is returned for a source into which a restore began that did not
+// end. A snapshot of that would pass for one of the source.
+var ErrIncomplete = errors.New("a restore into it did not end: " + agent.MarkerName + " is there")
+
 // maxTags is how many tags a snapshot bears. It is asked before anything is
 // read, not when all is done.
 const maxTags = 1000

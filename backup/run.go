@@ -212,6 +212,9 @@ func (b *run) Entries(ctx context.Context, first uint64, batch []agent.Stat) ([]
 	answers := make([]agent.Answer, len(batch))
 	cuts := oldCuts
 	for i := range batch {
+		if batch[i].Dir == "" && batch[i].Name == agent.MarkerName {
+			return nil, ErrIncomplete
+		}
 		s := &slot{stat: batch[i]}
 		s.old = b.before(&s.stat)
 		b.window.push(s)

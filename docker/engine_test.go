@@ -142,9 +142,9 @@ func TestAHelperIsReachedByTheSocketAndByStdio(t *testing.T) {
 				t.Errorf("transport %q, want %q; the helper says %q", got, transport, h.Log())
 			}
 			for i, want := range []bool{false, true} {
-				got, err := h.Client.Empty(t.Context(), h.Root(i))
-				if err != nil || got != want {
-					t.Errorf("Empty(%s) = %v, %v; want %v", h.Root(i), got, err, want)
+				got, err := h.Client.Look(t.Context(), h.Root(i))
+				if err != nil || got.Empty != want {
+					t.Errorf("Look(%s) = %v, %v; want %v", h.Root(i), got, err, want)
 				}
 			}
 			if err := h.Close(t.Context()); err != nil {
@@ -324,7 +324,7 @@ func TestAHelperThatIsKilledIsNoticedAtOnceAndNamed(t *testing.T) {
 			t.Fatal(err)
 		}
 		began := time.Now()
-		_, err := h.Client.Empty(t.Context(), h.Root(0))
+		_, err := h.Client.Look(t.Context(), h.Root(0))
 		var exit *ExitError
 		if !errors.As(err, &exit) || exit.Code != 137 {
 			t.Errorf("%s: Empty of a killed helper: %v; want exit code 137", h.Client.Transport(), err)

@@ -46,8 +46,8 @@ func sameEngine(t *testing.T, want string) {
 	if got := h.Client.Transport(); got != agent.TransportStdio {
 		t.Errorf("transport %q, want stdio", got)
 	}
-	if empty, err := h.Client.Empty(t.Context(), h.Root(0)); err != nil || !empty {
-		t.Errorf("Empty = %v, %v", empty, err)
+	if at, err := h.Client.Look(t.Context(), h.Root(0)); err != nil || !at.Empty {
+		t.Errorf("%+v, %v", at, err)
 	}
 	if err := h.Close(t.Context()); err != nil {
 		t.Error(err)

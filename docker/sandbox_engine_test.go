@@ -201,7 +201,7 @@ func TestAWeakSandboxIsWeakOnlyInItsSystemCalls(t *testing.T) {
 		}
 	}
 	h := start(t, e, HelperConfig{Volumes: []string{name}, WeakSandbox: true})
-	if _, err := h.Client.Empty(t.Context(), h.Root(0)); err != nil {
+	if _, err := h.Client.Look(t.Context(), h.Root(0)); err != nil {
 		t.Error(err)
 	}
 }

@@ -28,7 +28,17 @@ const maxSnapshot = 16 << 20
 type Snapshot struct {
 	ID      id.Snapshot
 	Session id.Session
+	Writer  seal.Writer // whose it is, and all its blobs
 	*snapshot.Snapshot
+}
+
+// NameKey returns the key that names the blobs of s.
+func (r *Repo) NameKey(s Snapshot) ([32]byte, error) {
+	key, err := r.Key()
+	if err != nil {
+		return [32]byte{}, err
+	}
+	return key.NameKeyOf(s.Writer), nil
 }
 
 // sealSnapshot lays out a snapshot object: magic, session header, sealed CBOR.
@@ -40,31 +50,32 @@ func (r *Repo) sealSnapshot(session *seal.Session, s *snapshot.Snapshot) ([]byte
 	return session.SealSnapshot(session.Header().Append([]byte(snapshotMagic)), plain), nil
 }
 
-func (r *Repo) openSnapshot(object []byte, sid id.Session) (*snapshot.Snapshot, error) {
+func (r *Repo) openSnapshot(object []byte, sid id.Session) (*snapshot.Snapshot, seal.Writer, error) {
 	key, err := r.Key()
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	const head = len(snapshotMagic) + seal.HeaderSize
 	if len(object) < head || !bytes.HasPrefix(object, []byte(snapshotMagic)) {
-		return nil, fmt.Errorf("%w: no %q at its start", ErrFormat, snapshotMagic)
+		return nil, 0, fmt.Errorf("%w: no %q at its start", ErrFormat, snapshotMagic)
 	}
 	header, err := seal.ParseHeader(object[len(snapshotMagic):head])
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	if header.SID != sid {
-		return nil, fmt.Errorf("%w: it is of session %s", ErrFormat, header.SID)
+		return nil, 0, fmt.Errorf("%w: it is of session %s", ErrFormat, header.SID)
 	}
 	reader, err := key.OpenSession(r.config.Repository, header)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	plain, err := reader.OpenSnapshot(nil, object[head:])
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	return snapshot.Unmarshal(plain)
+	opened, err := snapshot.Unmarshal(plain)
+	return opened, header.Writer, err
 }
 
 // Snapshots returns the snapshots that are listed now, oldest first, and what
@@ -136,11 +147,11 @@ func (r *Repo) readSnapshot(ctx context.Context, o store.Info) (Snapshot, error)
 	if id.Sum[id.Snapshot](object) != want {
 		return Snapshot{}, &DamageError{Name: o.Name, Err: errors.New("its bytes do not have its name")}
 	}
-	s, err := r.openSnapshot(object, sid)
+	s, w, err := r.openSnapshot(object, sid)
 	if err != nil {
 		return Snapshot{}, &DamageError{Name: o.Name, Err: err}
 	}
-	return Snapshot{ID: want, Session: sid, Snapshot: s}, nil
+	return Snapshot{ID: want, Session: sid, Writer: w, Snapshot: s}, nil
 }
 
 // Newest returns the newest of snapshots that are in order of time. One that

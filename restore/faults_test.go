@@ -213,6 +213,7 @@ type order struct {
 	At int // Get of the store at which it kills itself
 
 	FileSize uint64 // no file may become larger; 0: any
+	InPlace  bool
 }
 
 // A trap is a store that does something before one of its Gets.
@@ -276,7 +277,11 @@ func child(task string) int {
 			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 			select {}
 		}}
-		s, err := g.try(context.Background(), st, o.Cache, o.Target)
+		var opt restore.Options
+		if o.InPlace {
+			opt.InPlace = new(restore.InPlace)
+		}
+		s, err := g.tryWith(context.Background(), st, o.Cache, o.Target, opt)
 		if err != nil {
 			return err
 		}

@@ -13,6 +13,7 @@ import (
 
 	"orlop/id"
 	"orlop/repo"
+	"orlop/restore"
 	"orlop/snapshot"
 	"orlop/store"
 	"orlop/treetest"
@@ -271,6 +272,24 @@ func TestAHostileTreeTouchesNothingOutsideItsTarget(t *testing.T) {
 				if strings.HasSuffix(what, "evil") {
 					t.Errorf("%s was made: %s", path, said)
 				}
+			}
+
+			// The same over what was there, and leads out.
+			must(t, os.RemoveAll(to))
+			must(t, os.MkdirAll(to+"/f", 0o755))
+			for name, leads := range map[string]string{"l": canary, "d": "../canary", "good": canary + "/file", "zz": canary + "/dir"} {
+				must(t, os.Symlink(leads, to+"/"+name))
+			}
+			p := &restore.InPlace{NameKey: g.key.NameKey()}
+			s, err = runWith(t.Context(), r, root, to, restore.Options{InPlace: p})
+			if lives() != before {
+				t.Fatal("in place, what is outside was touched")
+			}
+			if p, rerr := os.ReadFile(to + "/good"); !tt.lost && (err != nil || rerr != nil || string(p) != "good") {
+				t.Errorf("in place, what is good is %q, %v; %v", p, rerr, err)
+			}
+			if err == nil && tt.named != "" && s.ProblemCount == 0 {
+				t.Errorf("in place, %s is not named", tt.named)
 			}
 			var m runtime.MemStats
 			runtime.ReadMemStats(&m)

@@ -5,6 +5,11 @@
 // packs, and written wherever they belong, in whatever order they arrive; a
 // file is finished when its last piece was written. Directories get their
 // metadata last, from the agent.
+//
+// In place, over what is there, the agent is first given the names of a file's
+// blobs. It says which of them the file has, and only the others are gathered.
+// What was sent, the agent compares with what is in each directory, and removes
+// the rest.
 package restore
 
 import (
@@ -34,6 +39,13 @@ const (
 	windowBytes = 256 << 20
 )
 
+// maxAsked bounds the refs of files that the agent was asked about and has not
+// answered yet, and askRefs those of one question.
+const (
+	maxAsked = 1 << 14
+	askRefs  = 1 << 10
+)
+
 // maxExtents bounds the map of a file's holes, which is held in memory. The
 // densest file that was seen had a hole every 8 KiB: that is 64 GiB of file.
 const maxExtents = 8 << 20
@@ -43,7 +55,22 @@ const problems = 1000
 
 // Options are what a user can choose for one restore.
 type Options struct {
+	// Snapshot is written into the target, before anything else is done there,
+	// as that which is not all there; it is taken away again when all is.
+	Snapshot id.Snapshot
+
+	InPlace  *InPlace // nil: the target is empty
 	Progress func(Progress)
+}
+
+// InPlace says how to restore over what is there.
+type InPlace struct {
+	NameKey [32]byte // of the snapshot's blobs
+	Keep    bool     // what the snapshot does not have stays
+	Dry     bool     // nothing is changed; the summary says what would be
+
+	// Change, if not nil, is told what becomes different, one thing at a time.
+	Change func(kind agent.ChangeKind, path string)
 }
 
 // Progress is how far a restore has come.
@@ -56,21 +83,38 @@ type Summary struct {
 	Problems                   []snapshot.Problem // the first of them
 	ProblemCount               uint64
 	Duration                   time.Duration
+
+	// Of a restore in place: of all but directories, how many were made, were
+	// there and are different now, and were right; and what went away.
+	Created, Changed, Unchanged uint64
+	Removed, RemovedDirs        uint64
 }
 
+// ErrUntouched is what the error of a restore is that did not begin.
+var ErrUntouched = errors.New("nothing was changed")
+
 // Run restores the tree at root into the directory target, as the agent names
-// it, which exists and is empty. An error means that the target is incomplete;
-// what could not be restored of single files is in the summary.
+// it, which exists and is empty, unless it is done in place. An error means that
+// the target is incomplete; what could not be restored of single files is in the
+// summary.
 func Run(ctx context.Context, r *repo.Repo, c *agent.Client, root snapshot.Root, target string, opt Options) (*Summary, error) {
 	started := time.Now()
 	j := &job{repo: r, opt: opt, root: root, first: map[[16]byte]first{}}
-	out, err := c.Restore(ctx, agent.RestoreRequest{
+	q := agent.RestoreRequest{
 		Root:    target,
 		Sync:    true,
 		Problem: func(_ uint64, path, what string) { j.problem(path, what) },
-	})
+	}
+	if !opt.Snapshot.IsZero() {
+		q.Marker = Marker(opt.Snapshot)
+	}
+	if p := opt.InPlace; p != nil {
+		j.inquiry.init()
+		q.InPlace = &agent.InPlace{NameKey: p.NameKey, Keep: p.Keep, Dry: p.Dry, Verdict: j.heard, Change: p.Change}
+	}
+	out, err := c.Restore(ctx, q)
 	if err != nil {
-		return nil, fmt.Errorf("restore: %w", err)
+		return nil, fmt.Errorf("restore: %w: %w", ErrUntouched, err)
 	}
 	j.out = out
 	err = j.run(ctx)
@@ -82,6 +126,9 @@ func Run(ctx context.Context, r *repo.Repo, c *agent.Client, root snapshot.Root,
 		return nil, fmt.Errorf("restore: %w", err)
 	}
 	j.sum.BytesWritten = totals.Bytes
+	j.sum.Changed, j.sum.Unchanged = totals.Changed, totals.Unchanged
+	j.sum.Created = totals.Files + totals.Links + totals.Others - totals.Changed - totals.Unchanged
+	j.sum.Removed, j.sum.RemovedDirs = totals.Removed, totals.RemovedDirs
 	j.sum.Duration = time.Since(started)
 	return &j.sum, nil
 }
@@ -97,6 +144,7 @@ type job struct {
 	sweeps chan *sweep        // to be fetched
 	under  atomic.Int32       // those that were flushed and are not written yet
 	idle   chan struct{}      // under has become 0
+	inquiry
 
 	mu  sync.Mutex
 	sum Summary
@@ -158,6 +206,9 @@ func (j *job) run(ctx context.Context) error {
 		if err := j.walk(ctx); err != nil {
 			return err
 		}
+		if err := j.hear(ctx, 0); err != nil {
+			return err
+		}
 		return j.flush(ctx)
 	})
 	g.Go(func() error { return j.fetch(ctx) })
@@ -186,6 +237,9 @@ func (j *job) walk(ctx context.Context) error {
 		if damaged(err) {
 			// What is below a damaged node is lost; what is behind it is not.
 			j.problem("", err.Error())
+			if err := j.out.Spare(); err != nil {
+				return err
+			}
 			continue
 		}
 		if err != nil {
@@ -205,10 +259,14 @@ func damaged(err error) bool {
 
 // entry sends one entry to the agent.
 func (j *job) entry(ctx context.Context, e *snapshot.Entry) error {
+	if e.Dir == "" && e.Name == agent.MarkerName {
+		j.problem(e.Path(), "it is left out: what was backed up was itself not restored to the end")
+		return j.out.Leave(e)
+	}
 	if f, ok := j.first[e.Group]; ok && e.Group != ([16]byte{}) {
 		if e.Type != f.kind {
 			j.problem(e.Path(), fmt.Sprintf("it is a %v and said to be the same file as %q, a %v", e.Type, f.path, f.kind))
-			return nil
+			return j.out.Leave(e)
 		}
 		if _, err := j.out.Link(e, f.path); err != nil {
 			return err
@@ -220,7 +278,7 @@ func (j *job) entry(ctx context.Context, e *snapshot.Entry) error {
 	if damaged(err) {
 		j.problem(e.Path(), err.Error())
 		if e.Type == snapshot.File {
-			return nil // without its map nobody knows where its bytes go
+			return j.out.Leave(e) // without its map nobody knows where its bytes go
 		}
 		err = nil
 	}
@@ -230,9 +288,6 @@ func (j *job) entry(ctx context.Context, e *snapshot.Entry) error {
 	n, err := j.out.Add(e, xattrs, extents)
 	if errors.Is(err, agent.ErrUnfinished) {
 		// All that were added before are complete when their windows are.
-		if err := j.flush(ctx); err != nil {
-			return err
-		}
 		if err := j.settled(ctx); err != nil {
 			return err
 		}
@@ -240,7 +295,7 @@ func (j *job) entry(ctx context.Context, e *snapshot.Entry) error {
 	}
 	if errors.Is(err, snapshot.ErrFormat) {
 		j.problem(e.Path(), err.Error())
-		return nil
+		return j.out.Leave(e)
 	}
 	if err != nil {
 		return err
@@ -281,8 +336,12 @@ func (j *job) details(ctx context.Context, e *snapshot.Entry) ([]snapshot.Xattr,
 func (j *job) content(ctx context.Context, e *snapshot.Entry, n uint64, extents []snapshot.Extent) error {
 	f := &file{n: n, path: e.Path(), size: e.Size}
 	place := placer{extents: extents}
+	var asked []question
 	for ref, err := range snapshot.Refs(ctx, j.repo, e.Content) {
 		if damaged(err) {
+			if err := j.ask(ctx, asked); err != nil {
+				return err
+			}
 			return j.settle(f, 0, true, err)
 		}
 		if err != nil {
@@ -291,20 +350,38 @@ func (j *job) content(ctx context.Context, e *snapshot.Entry, n uint64, extents 
 		f.mu.Lock()
 		f.left++
 		f.mu.Unlock()
-		if j.next.refs >= j.next.maxRefs || j.next.bytes >= j.next.maxBytes {
-			if err := j.flush(ctx); err != nil {
-				return err
-			}
+		p := piece{f, ref.Length, place.take(ref.Length)}
+		if j.opt.InPlace == nil {
+			err = j.plan(ctx, ref.Name, p)
+		} else if asked = append(asked, question{ref.Name, p}); len(asked) == askRefs {
+			err = j.ask(ctx, asked)
+			asked = nil
 		}
-		w := j.next
-		if w.pieces[ref.Name] == nil {
-			w.names = append(w.names, ref.Name)
+		if err != nil {
+			return err
 		}
-		w.pieces[ref.Name] = append(w.pieces[ref.Name], piece{f, ref.Length, place.take(ref.Length)})
-		w.refs++
-		w.bytes += ref.Length
+	}
+	if err := j.ask(ctx, asked); err != nil {
+		return err
 	}
 	return j.settle(f, 0, true, nil)
+}
+
+// plan adds a piece to what is gathered.
+func (j *job) plan(ctx context.Context, name id.Blob, p piece) error {
+	if j.next.refs >= j.next.maxRefs || j.next.bytes >= j.next.maxBytes {
+		if err := j.flush(ctx); err != nil {
+			return err
+		}
+	}
+	w := j.next
+	if w.pieces[name] == nil {
+		w.names = append(w.names, name)
+	}
+	w.pieces[name] = append(w.pieces[name], p)
+	w.refs++
+	w.bytes += p.length
+	return nil
 }
 
 // A placer lays a file's stream over its data extents.
@@ -326,8 +403,14 @@ func (p *placer) take(n uint64) (parts []part) {
 	return parts
 }
 
-// settled waits until all that was flushed is written.
+// settled waits until all that was added is written.
 func (j *job) settled(ctx context.Context) error {
+	if err := j.hear(ctx, 0); err != nil {
+		return err
+	}
+	if err := j.flush(ctx); err != nil {
+		return err
+	}
 	for j.under.Load() > 0 {
 		select {
 		case <-j.idle:

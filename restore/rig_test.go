@@ -15,6 +15,7 @@ import (
 	"orlop/agent"
 	"orlop/backup"
 	"orlop/chunk"
+	"orlop/id"
 	"orlop/repo"
 	"orlop/restore"
 	"orlop/seal"
@@ -110,6 +111,11 @@ func (g *rig) backup(t testing.TB) *backup.Summary {
 // try restores the newest snapshot to target as the command line does: list,
 // refresh, restore. It is nil, and no error, if there is no snapshot to see.
 func (g *rig) try(ctx context.Context, st store.Store, cache, target string) (*restore.Summary, error) {
+	return g.tryWith(ctx, st, cache, target, restore.Options{})
+}
+
+// tryWith is try with options, which in place need no key.
+func (g *rig) tryWith(ctx context.Context, st store.Store, cache, target string, opt restore.Options) (*restore.Summary, error) {
 	r, err := g.open(ctx, st, cache)
 	if err != nil {
 		return nil, err
@@ -128,16 +134,38 @@ func (g *rig) try(ctx context.Context, st store.Store, cache, target string) (*r
 	if err := r.Refresh(ctx); err != nil {
 		return nil, err
 	}
-	return run(ctx, r, all[len(all)-1].Root, target)
+	s := all[len(all)-1]
+	opt.Snapshot = s.ID
+	if opt.InPlace != nil {
+		if opt.InPlace.NameKey, err = r.NameKey(s); err != nil {
+			return nil, err
+		}
+	}
+	return runWith(ctx, r, s.Root, target, opt)
 }
 
 func run(ctx context.Context, r *repo.Repo, root snapshot.Root, target string) (*restore.Summary, error) {
+	return runWith(ctx, r, root, target, restore.Options{})
+}
+
+func runWith(ctx context.Context, r *repo.Repo, root snapshot.Root, target string, opt restore.Options) (*restore.Summary, error) {
 	c, err := agent.Local(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer c.Close()
-	return restore.Run(ctx, r, c, root, target, restore.Options{})
+	return restore.Run(ctx, r, c, root, target, opt)
+}
+
+// begun returns the snapshot that a restore to dir is said to have begun with.
+func begun(t testing.TB, dir string) (id.Snapshot, bool) {
+	t.Helper()
+	text, err := os.ReadFile(dir + "/" + agent.MarkerName)
+	if errors.Is(err, fs.ErrNotExist) {
+		return id.Snapshot{}, false
+	}
+	must(t, err)
+	return restore.ParseMarker(string(text)), true
 }
 
 // target is a fresh directory to restore to.

@@ -118,6 +118,10 @@ func (k *Key) NamerOf(w Writer) (*id.Namer, error) {
 	return id.NewNamer(nameKey(writerRoot(k.root, w))), nil
 }
 
+// NameKeyOf returns the key that names w's blobs, for an agent that compares
+// files with what a snapshot of w names.
+func (k *Key) NameKeyOf(w Writer) [32]byte { return nameKey(writerRoot(k.root, w)) }
+
 // SealConfig seals the private part of a config to its clear part.
 func (k *Key) SealConfig(clear, private []byte) []byte {
 	s := BestSuite()

@@ -365,6 +365,9 @@ func (b *backupRun) try(ctx context.Context, src backup.Source, connect func() (
 	opt.Progress = func(p backup.Progress) { m.set(p.Files, p.Bytes, p.BytesBefore) }
 	s, err := backup.Run(ctx, b.repo, from.client, src, opt)
 	from.release(err)
+	if errors.Is(err, backup.ErrIncomplete) {
+		err = hint(err, "restore that again to finish it; or, if this is what you want, remove the file")
+	}
 	return s, from.client.Transport(), err
 }
 

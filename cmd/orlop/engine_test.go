@@ -60,10 +60,20 @@ func openEngine(t testing.TB) *engine {
 
 // call asks the engine's API and decodes the answer into v, if that is not nil.
 func (e *engine) call(method, path string, query url.Values, v any) error {
-	r, err := http.NewRequest(method, "http://docker"+path+"?"+query.Encode(), nil)
+	return e.callWith(method, path, query, nil, v)
+}
+
+// callWith is call with a body.
+func (e *engine) callWith(method, path string, query url.Values, body, v any) error {
+	text, err := json.Marshal(body)
 	if err != nil {
 		return err
 	}
+	r, err := http.NewRequest(method, "http://docker"+path+"?"+query.Encode(), bytes.NewReader(text))
+	if err != nil {
+		return err
+	}
+	r.Header.Set("Content-Type", "application/json")
 	a, err := e.api.Do(r)
 	if err != nil {
 		return err
@@ -193,6 +203,8 @@ func prefix() string { return fmt.Sprintf("orlop-cli-%08x", rand.Uint32()) }
 //	volume exists NAME
 //	volume dir VARIABLE NAME
 //	volume rm NAME
+//	container run NAME VOLUME   a container that does nothing, for up to a minute
+//	container rm NAME
 //	helpers N               there are N helper containers of this script's orlop
 //	images N                the engine has N helper images of this orlop
 func TestEngineScripts(t *testing.T) {
@@ -200,6 +212,7 @@ func TestEngineScripts(t *testing.T) {
 	prime(t, e)
 	commands := scriptCommands()
 	commands["volume"] = e.volume
+	commands["container"] = e.container
 	commands["helpers"] = func(ts *testscript.TestScript, neg bool, args []string) {
 		need(ts, neg, args, 1, "helpers N")
 		if got := len(e.helpers(tb(ts), ts.Getenv("WORK"))); fmt.Sprint(got) != args[0] {
@@ -279,6 +292,22 @@ func (e *engine) volume(ts *testscript.TestScript, neg bool, args []string) {
 	default:
 		ts.Fatalf("volume %q", args)
 	}
+}
+
+func (e *engine) container(ts *testscript.TestScript, neg bool, args []string) {
+	need(ts, neg, args, 2, "container run|rm NAME...")
+	what, name := args[0], args[1]
+	if what == "rm" {
+		ts.Check(e.call("DELETE", "/containers/"+name, url.Values{"force": {"1"}}, nil))
+		return
+	}
+	// An agent that is told nothing waits for a minute.
+	ts.Check(e.callWith("POST", "/containers/create", url.Values{"name": {name}}, map[string]any{
+		"Image": e.images(tb(ts), filepath.Join(built, "orlop"))[0], "Entrypoint": []string{"/orlop", "agent"}, "OpenStdin": true,
+		"HostConfig": map[string]any{"NetworkMode": "none", "Binds": []string{args[2] + ":/data"}},
+	}, nil))
+	ts.Defer(func() { _ = e.call("DELETE", "/containers/"+name, url.Values{"force": {"1"}}, nil) })
+	ts.Check(e.call("POST", "/containers/"+name+"/start", nil, nil))
 }
 
 // A host is one on which orlop was set up: a repository, and places of its own.
