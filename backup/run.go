@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"log/slog"
 	"slices"
 
@@ -18,9 +19,13 @@ import (
 )
 
 const (
-	oldCuts   = 1 << 16 // old cuts sent with the answers to one batch
-	maxLinks  = 1 << 20 // files with names still to come, about 1 KB each
-	knownRefs = 1 << 20 // refs of one file kept in the stat cache; a larger file is read each time
+	oldCuts  = 1 << 16 // old cuts sent with the answers to one batch
+	maxLinks = 1 << 20 // files with names still to come, about 1 KB each
+
+	// fewRefs are kept in memory with an entry. The refs of a file that has more
+	// go into sheets of the next stat cache as they come: there are thousands of
+	// entries in the window, and each may have millions of refs.
+	fewRefs = 64
 )
 
 // A run is one backup under way. It implements [agent.Receiver]: Entries,
@@ -32,8 +37,8 @@ type run struct {
 	log  *slog.Logger
 	tree *snapshot.Tree
 
-	old   *local.Stats // nil: nothing is known of before
-	peek  *local.Record
+	old   *local.Stats  // nil: nothing is known of before
+	peek  *local.Record // the next of old
 	head  local.Head
 	stats *local.StatsWriter
 
@@ -56,9 +61,9 @@ type slot struct {
 	old      *local.Record // what it was before, if it was
 	state    state
 	entry    *snapshot.Entry
-	refs     []snapshot.Ref // level-0 refs of entry.Content, if they are not its Refs
-	keep     bool           // its stat may be believed next time
-	same     bool           // nothing changed
+	refs     trail // of entry.Content, if they are not its Refs
+	keep     bool  // its stat may be believed next time
+	same     bool  // nothing changed
 	streams  [roles]stream
 	first    *link // this is the first path of a file with several
 	linkTo   *link // this is another path of it
@@ -77,8 +82,32 @@ const (
 type stream struct {
 	attempt uint8
 	builder *snapshot.ContentBuilder
-	refs    []snapshot.Ref
-	count   uint64
+	refs    trail // of content only
+}
+
+// A trail is the level-0 refs of a stream: a few of them, or the sheets of the
+// next stat cache that hold them.
+type trail struct {
+	sheets []local.Sheet
+	refs   []snapshot.Ref // those after the sheets
+}
+
+// keep adds a ref to a trail.
+func (b *run) keep(t *trail, ref snapshot.Ref) {
+	if t.refs = append(t.refs, ref); len(t.refs) == local.SheetRefs {
+		t.sheets = append(t.sheets, b.stats.AddSheet(t.refs))
+		t.refs = t.refs[:0]
+	}
+}
+
+// fold ends a trail, and leaves no more than fewRefs of it in memory.
+func (b *run) fold(t *trail) {
+	if len(t.refs) > fewRefs || len(t.sheets) > 0 && len(t.refs) > 0 {
+		t.sheets = append(t.sheets, b.stats.AddSheet(t.refs))
+	}
+	if len(t.sheets) > 0 {
+		t.refs = nil
+	}
 }
 
 type inode struct{ device, number uint64 }
@@ -171,15 +200,11 @@ func (b *run) advance() {
 		return
 	}
 	rec, err := b.old.Next()
-	if err != nil {
-		if !errors.Is(err, io.EOF) {
-			b.log.Debug("the stat cache is damaged; files are read again", "error", err)
-		}
-		b.old.Close()
-		b.old = nil
-		return
+	if err == nil {
+		b.peek = rec
+	} else if !errors.Is(err, io.EOF) {
+		b.log.Debug("the stat cache is damaged; files are read again", "error", err)
 	}
-	b.peek = rec
 }
 
 // before returns what the stat cache knows of an entry. Entries are asked for
@@ -218,20 +243,17 @@ func (b *run) Entries(ctx context.Context, first uint64, batch []agent.Stat) ([]
 		s := &slot{stat: batch[i]}
 		s.old = b.before(&s.stat)
 		b.window.push(s)
-		if err := b.decide(ctx, s, &answers[i]); err != nil {
+		if err := b.decide(ctx, s, &answers[i], cuts); err != nil {
 			return nil, err
 		}
-		if n := len(answers[i].Old); n > cuts {
-			answers[i].Old = nil
-		} else {
-			cuts -= n
-		}
+		cuts -= len(answers[i].Old)
 	}
 	return answers, b.drain(ctx)
 }
 
-// decide says whether an entry must be read.
-func (b *run) decide(ctx context.Context, s *slot, a *agent.Answer) error {
+// decide says whether an entry must be read, and sends up to so many old cuts
+// along.
+func (b *run) decide(ctx context.Context, s *slot, a *agent.Answer, cuts int) error {
 	isDir := s.stat.Type == snapshot.Dir
 	if s.stat.Problem != "" {
 		b.skip(s, s.stat.Problem)
@@ -251,9 +273,27 @@ func (b *run) decide(ctx context.Context, s *slot, a *agent.Answer) error {
 	}
 	a.Read = true
 	if s.old != nil && !b.opt.ReadAll && s.stat.Type == snapshot.File && s.old.Entry.Class == 0 {
-		a.Old = level0(s.old)
+		a.Old = b.oldCuts(s.old, cuts)
 	}
 	return nil
+}
+
+// oldCuts returns the cuts that a file had, unless they are more than most. A
+// file of blocks needs none.
+func (b *run) oldCuts(rec *local.Record, most int) (all []snapshot.Ref) {
+	if len(rec.Sheets)*local.SheetRefs > most {
+		return nil
+	}
+	for refs, err := range b.level0(rec) {
+		if err != nil {
+			return nil
+		}
+		all = append(all, refs...)
+	}
+	if len(all) > most {
+		return nil
+	}
+	return all
 }
 
 // joins makes s another name of a file that was seen before, or the first
@@ -283,11 +323,22 @@ func sameFile(a, b *agent.Stat) bool {
 	return a.Type == b.Type && a.Size == b.Size && a.MTime == b.MTime && a.CTime == b.CTime
 }
 
-func level0(rec *local.Record) []snapshot.Ref {
-	if rec.Entry.Content.Level > 0 {
-		return rec.Refs
+// level0 yields the level-0 refs of a record's content, some at a time, each
+// valid until the next.
+func (b *run) level0(rec *local.Record) iter.Seq2[[]snapshot.Ref, error] {
+	return func(yield func([]snapshot.Ref, error) bool) {
+		if rec.Entry.Content.Level == 0 {
+			yield(rec.Entry.Content.Refs, nil)
+			return
+		}
+		for _, n := range rec.Sheets {
+			refs, err := b.old.Sheet(n)
+			if !yield(refs, err) || err != nil {
+				return
+			}
+		}
+		yield(rec.Refs, nil)
 	}
-	return rec.Entry.Content.Refs
 }
 
 // reuse takes an unchanged entry from the cache, unless a blob of it is no
@@ -298,32 +349,51 @@ func (b *run) reuse(ctx context.Context, s *slot) (bool, error) {
 	if e.Map.Level > 0 || e.XattrSet.Level > 0 {
 		return false, nil // hardly ever: millions of holes
 	}
-	refs := level0(s.old)
-	if e.Content.Level > 0 && len(refs) == 0 {
-		return false, nil
-	}
-	for _, part := range [][]snapshot.Ref{refs, e.Map.Refs, e.XattrSet.Refs} {
-		for _, ref := range part {
-			if have, err := b.w.Has(ctx, ref.Name); err != nil || !have {
-				return false, err
-			}
+	for _, refs := range [][]snapshot.Ref{e.Map.Refs, e.XattrSet.Refs} {
+		if have, err := b.has(ctx, refs); err != nil || !have {
+			return false, err
 		}
 	}
-	if e.Content.Level > 0 {
+	if e.Content.Level == 0 {
+		if have, err := b.has(ctx, e.Content.Refs); err != nil || !have {
+			return false, err
+		}
+	} else {
 		// The lists are made again; Save stores those that are gone.
 		cb := snapshot.NewContentBuilder(b.w)
-		for _, ref := range refs {
-			if err := cb.Add(ctx, ref); err != nil {
+		var all trail
+		for refs, err := range b.level0(s.old) {
+			if err != nil {
+				b.log.Debug("the stat cache is damaged; a file is read again", "path", e.Path(), "error", err)
+				return false, nil
+			}
+			if have, err := b.has(ctx, refs); err != nil || !have {
 				return false, err
+			}
+			for _, ref := range refs {
+				if err := cb.Add(ctx, ref); err != nil {
+					return false, err
+				}
+				b.keep(&all, ref)
 			}
 		}
 		var err error
 		if e.Content, err = cb.Finish(ctx); err != nil {
 			return false, err
 		}
-		s.refs = refs
+		b.fold(&all)
+		s.refs = all
 	}
 	s.entry, s.state, s.same, s.keep = &e, ready, true, true
+	return true, nil
+}
+
+func (b *run) has(ctx context.Context, refs []snapshot.Ref) (bool, error) {
+	for _, ref := range refs {
+		if have, err := b.w.Has(ctx, ref.Name); err != nil || !have {
+			return false, err
+		}
+	}
 	return true, nil
 }
 
@@ -342,10 +412,8 @@ func (b *run) Offers(ctx context.Context, offers []agent.Offer) ([]bool, error) 
 		if err := st.builder.Add(ctx, o.Ref); err != nil {
 			return nil, err
 		}
-		if st.count++; st.count <= knownRefs {
-			st.refs = append(st.refs, o.Ref)
-		} else {
-			st.refs = nil
+		if o.Role == agent.Content {
+			b.keep(&st.refs, o.Ref)
 		}
 		var err error
 		if want[i], err = b.w.Claim(ctx, o.Ref.Name); err != nil {
@@ -405,6 +473,7 @@ func (b *run) File(ctx context.Context, f *agent.File) error {
 	}
 	if e.Content.Level > 0 {
 		s.refs = s.streams[agent.Content].refs
+		b.fold(&s.refs)
 	}
 	s.streams = [roles]stream{}
 	s.keep = !f.Fresh && f.Outcome == agent.Whole && !s.reported
@@ -510,15 +579,12 @@ func (b *run) emit(ctx context.Context, s *slot) error {
 	if err := b.tree.Add(ctx, e); err != nil {
 		return fmt.Errorf("%s: %w", e.Path(), err)
 	}
-	known := e.Content.Level == 0 || len(s.refs) > 0
-	if known {
+	if len(s.refs.sheets) <= local.MaxSheets {
 		rec := &local.Record{Entry: *e, CTime: s.stat.CTime, Inode: s.stat.Inode, Device: s.stat.Device}
 		if !s.keep {
 			rec.Inode = 0 // no file's: what is known serves to compare, not to be believed
 		}
-		if e.Content.Level > 0 {
-			rec.Refs = s.refs
-		}
+		rec.Sheets, rec.Refs = s.refs.sheets, s.refs.refs
 		if err := b.stats.Add(rec); err != nil {
 			return fmt.Errorf("write the stat cache: %w", err)
 		}

@@ -5,12 +5,13 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"orlop/id"
 	"orlop/snapshot"
 )
 
-const version = 1
+const version = 2
 
 // A header is what the cache says of itself: a Head and what its blocks are
 // checked with.
@@ -87,8 +88,8 @@ func parseHeader(p []byte) (header, error) {
 // error dst is as it was.
 func appendRecord(dst []byte, prevDir string, r *Record) ([]byte, error) {
 	e := &r.Entry
-	if (e.Content.Level > 0) != (len(r.Refs) > 0) {
-		return dst, fmt.Errorf("%q has content of level %d and %d refs", e.Path(), e.Content.Level, len(r.Refs))
+	if (e.Content.Level > 0) != (len(r.Sheets)+len(r.Refs) > 0) {
+		return dst, fmt.Errorf("%q has content of level %d, %d sheets and %d refs", e.Path(), e.Content.Level, len(r.Sheets), len(r.Refs))
 	}
 	p, err := snapshot.AppendEntry(dst, prevDir, e)
 	if err != nil {
@@ -98,13 +99,24 @@ func appendRecord(dst []byte, prevDir string, r *Record) ([]byte, error) {
 	p = binary.AppendUvarint(p, r.Inode)
 	p = binary.AppendUvarint(p, r.Device)
 	if e.Content.Level > 0 {
-		p = binary.AppendUvarint(p, uint64(len(r.Refs)))
-		for _, ref := range r.Refs {
-			p = append(p, ref.Name[:]...)
-			p = binary.AppendUvarint(p, ref.Length)
+		p = binary.AppendUvarint(p, uint64(len(r.Sheets)))
+		before := Sheet(0)
+		for _, n := range r.Sheets {
+			p = binary.AppendUvarint(p, uint64(n-before))
+			before = n
 		}
+		p = appendRefs(p, r.Refs)
 	}
 	return p, nil
+}
+
+func appendRefs(dst []byte, refs []snapshot.Ref) []byte {
+	dst = binary.AppendUvarint(dst, uint64(len(refs)))
+	for _, ref := range refs {
+		dst = append(dst, ref.Name[:]...)
+		dst = binary.AppendUvarint(dst, ref.Length)
+	}
+	return dst
 }
 
 // parseRecord reads the record at the front of p, which it does not alias, and
@@ -118,13 +130,19 @@ func parseRecord(p []byte, prevDir string) (*Record, []byte, error) {
 	rec := &Record{Entry: *e, CTime: r.time(), Inode: r.uvarint(), Device: r.uvarint()}
 	if e.Content.Level > 0 {
 		n := r.uvarint()
-		if n == 0 || n > MaxRefs || n > uint64(len(r.p)/(id.Size+1)) {
-			return nil, nil, fmt.Errorf("%q has %d refs", e.Path(), n)
+		if n > MaxSheets || n > uint64(len(r.p)) {
+			return nil, nil, fmt.Errorf("%q has %d sheets", e.Path(), n)
 		}
-		rec.Refs = make([]snapshot.Ref, n)
-		for i := range rec.Refs {
-			r.fixed(rec.Refs[i].Name[:])
-			rec.Refs[i].Length = r.uvarint()
+		if n > 0 {
+			rec.Sheets = make([]Sheet, n)
+		}
+		before := Sheet(0)
+		for i := range rec.Sheets {
+			rec.Sheets[i] = before + Sheet(r.uvarint())
+			before = rec.Sheets[i]
+		}
+		if rec.Refs = r.refs(nil, MaxRefs); len(rec.Sheets)+len(rec.Refs) == 0 {
+			return nil, nil, fmt.Errorf("%q has no refs", e.Path())
 		}
 	}
 	if r.bad {
@@ -151,6 +169,23 @@ func (r *reader) fixed(dst []byte) {
 		return
 	}
 	r.p = r.p[copy(dst, r.p):]
+}
+
+// refs appends the refs that come next, at most as many as said.
+func (r *reader) refs(dst []snapshot.Ref, most uint64) []snapshot.Ref {
+	n := r.uvarint()
+	if n > most || n > uint64(len(r.p)/(id.Size+1)) {
+		r.p, r.bad = nil, true
+		return dst
+	}
+	dst = slices.Grow(dst, int(n))
+	for range n {
+		var ref snapshot.Ref
+		r.fixed(ref.Name[:])
+		ref.Length = r.uvarint()
+		dst = append(dst, ref)
+	}
+	return dst
 }
 
 func (r *reader) u8() uint8 {

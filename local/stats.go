@@ -29,10 +29,20 @@ type Record struct {
 	Inode  uint64
 	Device uint64
 
-	// Refs are the data blobs of the content, in order, if Entry.Content.Level
-	// is over 0; else Entry.Content.Refs are those.
-	Refs []snapshot.Ref
+	// If Entry.Content.Level is over 0, the data blobs of the content are, in
+	// order, those of the Sheets and then Refs; else they are
+	// Entry.Content.Refs.
+	Sheets []Sheet
+	Refs   []snapshot.Ref
 }
+
+// A Sheet is some refs of a large file, kept apart from its record: who reads
+// records need not hold what may be millions of refs. It is a number, and says
+// something to the cache only that it is of.
+type Sheet uint64
+
+// SheetRefs is how many refs a full sheet has.
+const SheetRefs = 1024
 
 // A Head says which snapshot a stat cache was made with.
 type Head struct {
@@ -56,6 +66,7 @@ type Head struct {
 // believed by.
 var (
 	bucketName = []byte("stats")
+	sheetsName = []byte("sheets")
 	headKey    = []byte("head") // sorts behind every block: their keys start with a 0 byte
 )
 
@@ -68,9 +79,12 @@ const (
 	batchSize = 1 << 20  // bytes of blocks in one transaction, which bbolt keeps in memory
 )
 
-// MaxRefs is how many Refs a Record may have. A file of more is not worth its
-// place: reading the record would cost as much memory as a pack.
-const MaxRefs = 2 << 20
+// How many there may be in a Record: of Refs, more than fit a sheet are not worth
+// the memory of reading them; of Sheets, those of 128 TiB in the smallest blocks.
+const (
+	MaxRefs   = SheetRefs
+	MaxSheets = 4 << 20
+)
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
@@ -82,6 +96,9 @@ func (d *Dir) statsPath(source string) string {
 
 // blockKey is the key of the n-th block from 0.
 func blockKey(n uint64) []byte { return binary.BigEndian.AppendUint64(nil, n) }
+
+// ofSheet is added to the number of a sheet, so that no block passes for one.
+const ofSheet = 1 << 63
 
 // sumBlock binds a block to its file and its place in it.
 func sumBlock(nonce [16]byte, n uint64, payload []byte) [32]byte {
@@ -104,14 +121,17 @@ type Stats struct {
 	tx      *bolt.Tx
 	cursor  *bolt.Cursor
 	head    header
-	block   []byte // copy of the block being read
-	rest    []byte // what is left of it
-	size    int64  // of the file
-	seen    int    // bytes that the mapping may hold
-	dir     string // of the record before
-	blocks  uint64 // read so far
-	records uint64 // likewise
-	err     error  // what Next returns from now on
+	sheets  *bolt.Bucket
+	sheet   []byte         // copy of the sheet that was read last
+	refs    []snapshot.Ref // what it says
+	block   []byte         // copy of the block being read
+	rest    []byte         // what is left of it
+	size    int64          // of the file
+	seen    int            // bytes that the mapping may hold
+	dir     string         // of the record before
+	blocks  uint64         // read so far
+	records uint64         // likewise
+	err     error          // what Next returns from now on
 }
 
 // OpenStats opens the stat cache of a source. It returns false if there is none
@@ -165,6 +185,9 @@ func openStats(path string) (s *Stats, err error) {
 			return err
 		}
 		s.cursor = b.Cursor()
+		if s.sheets = s.tx.Bucket(sheetsName); s.sheets == nil {
+			return ErrDamaged
+		}
 		return nil
 	})
 	if err != nil {
@@ -309,6 +332,39 @@ func (s *Stats) nextBlock() error {
 	return nil
 }
 
+// Sheet returns the refs of a sheet, which are valid until the next call. An
+// error satisfies errors.Is(err, [ErrDamaged]).
+func (s *Stats) Sheet(n Sheet) ([]snapshot.Ref, error) {
+	if s.tx == nil {
+		return nil, fmt.Errorf("%w: closed", ErrDamaged)
+	}
+	var sum [32]byte
+	err := guard(func() error {
+		v := s.sheets.Get(blockKey(uint64(n)))
+		if len(v) <= len(sum) {
+			return fmt.Errorf("%w: sheet %d is missing", ErrDamaged, n)
+		}
+		s.sheet = append(s.sheet[:0], v[copy(sum[:], v):]...)
+		if s.seen += len(v); s.seen >= letGoAfter {
+			s.letGo()
+		}
+		return nil
+	})
+	if err != nil {
+		s.fail(err)
+		return nil, err
+	}
+	if sumBlock(s.head.nonce, uint64(n)|ofSheet, s.sheet) != sum {
+		return nil, fmt.Errorf("%w: sheet %d", ErrDamaged, n)
+	}
+	r := reader{p: s.sheet}
+	s.refs = r.refs(s.refs[:0], SheetRefs)
+	if r.bad || len(r.p) > 0 {
+		return nil, fmt.Errorf("%w: sheet %d", ErrDamaged, n)
+	}
+	return s.refs, nil
+}
+
 // letGoAfter is how much of a file may be resident as bbolt's mapping of it.
 const letGoAfter = 1 << 20
 
@@ -335,7 +391,7 @@ func (s *Stats) Close() {
 		return nil
 	})
 	_ = err // nobody is helped by it
-	s.db, s.tx, s.cursor = nil, nil, nil
+	s.db, s.tx, s.cursor, s.sheets = nil, nil, nil, nil
 }
 
 // A StatsWriter makes a stat cache. It may not be used concurrently.
@@ -345,12 +401,40 @@ type StatsWriter struct {
 	db   *bolt.DB
 	head header
 
-	dir, name string   // of the record before
-	front     string   // dir, or "" at the start of a block: blocks can be read alone
-	block     []byte   // being filled, behind room for its sum
-	batch     [][]byte // full blocks
-	batched   int      // bytes in them
-	err       error    // the first of the disk
+	dir, name string // of the record before
+	front     string // dir, or "" at the start of a block: blocks can be read alone
+	block     []byte // being filled, behind room for its sum
+	blocks    batch  // full ones
+	sheets    batch
+	err       error // the first of the disk
+}
+
+// A batch is what is to be put into one bucket, in order.
+type batch struct {
+	next   uint64 // number of the first
+	values [][]byte
+	bytes  int
+}
+
+func (b *batch) add(value []byte) {
+	b.values = append(b.values, value)
+	b.bytes += len(value)
+}
+
+func (b *batch) put(bucket *bolt.Bucket) error {
+	bucket.FillPercent = 1 // keys come in order
+	for i, v := range b.values {
+		if err := bucket.Put(blockKey(b.next+uint64(i)), v); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *batch) clear() {
+	b.next += uint64(len(b.values))
+	clear(b.values)
+	b.values, b.bytes = b.values[:0], 0
 }
 
 // NewStats begins the stat cache of a source, to be believed with the same key
@@ -383,6 +467,9 @@ func newStats(d *Dir, source string, key [32]byte) (*StatsWriter, error) {
 	if err == nil {
 		err = w.db.Update(func(tx *bolt.Tx) error {
 			_, err := tx.CreateBucket(bucketName)
+			if err == nil {
+				_, err = tx.CreateBucket(sheetsName)
+			}
 			return err
 		})
 	}
@@ -405,8 +492,8 @@ func (w *StatsWriter) Add(r *Record) error {
 	if w.head.records > 0 && snapshot.Compare(w.dir, w.name, e.Dir, e.Name) >= 0 {
 		return fmt.Errorf("stat cache: %q comes after %q", e.Path(), w.name)
 	}
-	if len(r.Refs) > MaxRefs {
-		return fmt.Errorf("stat cache: %q has %d refs", e.Path(), len(r.Refs))
+	if len(r.Refs) > MaxRefs || len(r.Sheets) > MaxSheets {
+		return fmt.Errorf("stat cache: %q has %d sheets and %d refs", e.Path(), len(r.Sheets), len(r.Refs))
 	}
 	block, err := appendRecord(w.block, w.front, r)
 	if err != nil {
@@ -421,38 +508,47 @@ func (w *StatsWriter) Add(r *Record) error {
 }
 
 func (w *StatsWriter) endBlock() {
-	sum := sumBlock(w.head.nonce, w.head.blocks+uint64(len(w.batch)), w.block[32:])
+	sum := sumBlock(w.head.nonce, w.head.blocks, w.block[32:])
 	copy(w.block, sum[:])
-	w.batch = append(w.batch, w.block)
-	w.batched += len(w.block)
+	w.blocks.add(w.block)
+	w.head.blocks++
 	w.startBlock()
-	if w.batched >= batchSize {
+	w.writeIfMuch()
+}
+
+// AddSheet adds a sheet of 1 to SheetRefs refs, of which it keeps nothing, for
+// the record of a file that is added later. What no record names is never seen.
+func (w *StatsWriter) AddSheet(refs []snapshot.Ref) Sheet {
+	n := w.sheets.next + uint64(len(w.sheets.values))
+	p := appendRefs(make([]byte, 32, 32+len(refs)*(id.Size+4)+4), refs)
+	sum := sumBlock(w.head.nonce, n|ofSheet, p[32:])
+	copy(p, sum[:])
+	w.sheets.add(p)
+	w.writeIfMuch()
+	return Sheet(n)
+}
+
+func (w *StatsWriter) writeIfMuch() {
+	if w.blocks.bytes+w.sheets.bytes >= batchSize {
 		w.write(nil)
 	}
 }
 
-// write puts the full blocks, and the head if there is one, into the file.
+// write puts what is complete, and the head if there is one, into the file.
 func (w *StatsWriter) write(head []byte) {
 	if w.err == nil {
 		w.err = guard(func() error {
 			return w.db.Update(func(tx *bolt.Tx) error {
 				b := tx.Bucket(bucketName)
-				b.FillPercent = 1 // keys come in order
-				for i, block := range w.batch {
-					if err := b.Put(blockKey(w.head.blocks+uint64(i)), block); err != nil {
-						return err
-					}
-				}
-				if head == nil {
-					return nil
+				if err := errors.Join(w.blocks.put(b), w.sheets.put(tx.Bucket(sheetsName))); err != nil || head == nil {
+					return err
 				}
 				return b.Put(headKey, head)
 			})
 		})
 	}
-	w.head.blocks += uint64(len(w.batch))
-	clear(w.batch)
-	w.batch, w.batched = w.batch[:0], 0
+	w.blocks.clear()
+	w.sheets.clear()
 }
 
 // Commit makes the cache the source's, durably; head.Key is not looked at. The

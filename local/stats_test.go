@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -70,6 +71,9 @@ func record(n int) *Record {
 		e.Content = snapshot.Content{Level: 1, Refs: []snapshot.Ref{ref(0)}}
 		for i := range 10 {
 			r.Refs = append(r.Refs, ref(i))
+		}
+		if n%20 == 13 {
+			r.Sheets = []Sheet{Sheet(n), Sheet(n) + 1, Sheet(n) + 900}
 		}
 		e.Content.Refs[0].Length, e.Size = 10000, 10000
 	default:
@@ -161,6 +165,17 @@ func TestStatsAreReadAsWritten(t *testing.T) {
 	}
 }
 
+// refs returns n refs of the i-th file of a test.
+func refs(i, n int) []snapshot.Ref {
+	all := make([]snapshot.Ref, n)
+	for j := range all {
+		all[j] = snapshot.Ref{Name: id.Blob{byte(i), byte(j), byte(j >> 8)}, Length: uint64(j) << 12}
+	}
+	return all
+}
+
+// Sheets are written before their records, those of several files in turn, and
+// are read in any order.
 func TestStatsOfLargeFiles(t *testing.T) {
 	d := open(t)
 	w, err := d.NewStats(source, key)
@@ -169,17 +184,23 @@ func TestStatsOfLargeFiles(t *testing.T) {
 	}
 	defer w.Abort()
 	var want []*Record
-	for i, refs := range []int{1, 100_000, 3, 2000} {
+	for i := range 4 {
 		r := record(3)
-		r.Entry.Name = fmt.Sprint(i)
-		r.Refs = make([]snapshot.Ref, refs)
-		for j := range r.Refs {
-			r.Refs[j] = snapshot.Ref{Name: id.Blob{byte(i), byte(j), byte(j >> 8)}, Length: uint64(j) << 12}
-		}
+		r.Entry.Name, r.Refs = fmt.Sprint(i), nil
+		want = append(want, r)
+	}
+	sheets := map[Sheet][]snapshot.Ref{}
+	for k := range 300 { // ten megabytes
+		r := want[k%3]
+		some := refs(k, []int{SheetRefs, 1, 500}[k%3])
+		n := w.AddSheet(some)
+		r.Sheets, sheets[n] = append(r.Sheets, n), some
+	}
+	want[2].Refs, want[3].Refs = refs(1000, 70), refs(1001, 1)
+	for _, r := range want {
 		if err := w.Add(r); err != nil {
 			t.Fatal(err)
 		}
-		want = append(want, r)
 	}
 	large := record(3)
 	large.Entry.Name, large.Refs = "9", make([]snapshot.Ref, MaxRefs+1)
@@ -194,6 +215,12 @@ func TestStatsOfLargeFiles(t *testing.T) {
 		t.Fatal("no cache")
 	}
 	defer s.Close()
+	check := func(n Sheet, want []snapshot.Ref) {
+		t.Helper()
+		if got, err := s.Sheet(n); err != nil || !slices.Equal(got, want) {
+			t.Errorf("sheet %d: %d refs, want %d, %v", n, len(got), len(want), err)
+		}
+	}
 	for i := range want {
 		got, err := s.Next()
 		if err != nil {
@@ -202,6 +229,73 @@ func TestStatsOfLargeFiles(t *testing.T) {
 		if !bytes.Equal(encoded(t, got), encoded(t, want[i])) {
 			t.Errorf("record %d is another", i)
 		}
+		for k := range got.Sheets {
+			n := got.Sheets[len(got.Sheets)-1-k]
+			check(n, sheets[n])
+		}
+	}
+	if _, err := s.Next(); err != io.EOF {
+		t.Errorf("at the end: %v", err)
+	}
+	check(0, sheets[0]) // also behind the last record
+	if _, err := s.Sheet(300); !errors.Is(err, ErrDamaged) {
+		t.Errorf("a sheet that is not there: %v", err)
+	}
+}
+
+// What is in a sheet counts only if it is the sheet that was asked for.
+func TestASheetIsNoOther(t *testing.T) {
+	d := open(t)
+	w, err := d.NewStats(source, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Abort()
+	for i := range 3 {
+		w.AddSheet(refs(i, 10))
+	}
+	if err := w.Add(record(1)); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Commit(head); err != nil {
+		t.Fatal(err)
+	}
+	whole, err := os.ReadFile(d.statsPath(source))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A sheet as it is in the file: its sum and what it says.
+	length := 32 + len(appendRefs(nil, refs(0, 10)))
+	sheet := func(p []byte, i int) []byte {
+		at := bytes.Index(whole, refs(i, 1)[0].Name[:]) - 1 - 32
+		return p[at:][:length]
+	}
+	for name, spoil := range map[string]func(p []byte){
+		"one that was changed": func(p []byte) { sheet(p, 1)[100] ^= 1 },
+		"another, sum and all": func(p []byte) { copy(sheet(p, 1), sheet(p, 0)) },
+		"one of another count": func(p []byte) { sheet(p, 1)[32]++ },
+		"zeros":                func(p []byte) { clear(sheet(p, 1)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			spoiled := bytes.Clone(whole)
+			spoil(spoiled)
+			if err := os.WriteFile(d.statsPath(source), spoiled, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			f, size := openFile(t, d.statsPath(source))
+			stamp(t, f, size-int64(footerSize))
+			s, ok := d.OpenStats(source, key)
+			if !ok {
+				t.Fatal("no cache")
+			}
+			defer s.Close()
+			if _, err := s.Sheet(1); !errors.Is(err, ErrDamaged) {
+				t.Errorf("it was served: %v", err)
+			}
+			if got, err := s.Sheet(2); err != nil || !slices.Equal(got, refs(2, 10)) {
+				t.Errorf("the next one: %v", err)
+			}
+		})
 	}
 }
 
@@ -533,12 +627,13 @@ func TestAddRefusesWhatCouldNotBeRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, spoil := range map[string]func(*Record){
-		"the same again":              func(r *Record) { *r = *record(1) },
-		"an earlier one":              func(r *Record) { *r = *record(0) },
-		"a bad name":                  func(r *Record) { r.Entry.Name = "zz/z" },
-		"content of lists, no refs":   func(r *Record) { r.Entry.Content.Level = 1 },
-		"refs without content lists":  func(r *Record) { r.Refs = r.Entry.Content.Refs },
-		"a directory that has a size": func(r *Record) { r.Entry.Type = snapshot.Dir },
+		"the same again":               func(r *Record) { *r = *record(1) },
+		"an earlier one":               func(r *Record) { *r = *record(0) },
+		"a bad name":                   func(r *Record) { r.Entry.Name = "zz/z" },
+		"content of lists, no refs":    func(r *Record) { r.Entry.Content.Level = 1 },
+		"refs without content lists":   func(r *Record) { r.Refs = r.Entry.Content.Refs },
+		"sheets without content lists": func(r *Record) { r.Sheets = []Sheet{1} },
+		"a directory that has a size":  func(r *Record) { r.Entry.Type = snapshot.Dir },
 	} {
 		r := record(4)
 		spoil(r)
