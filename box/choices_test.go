@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -21,14 +21,22 @@ import (
 	"orlop/id"
 )
 
-var corpus = flag.String("corpus", filepath.Join(runtime.GOROOT(), "src"), "the directories that BenchmarkChoices compresses, with colons between")
+var corpus = flag.String("corpus", "", "the directories that BenchmarkChoices compresses, with colons between; without it Go's sources")
 
 // small returns the files of the corpus that are small blobs, in the order in
 // which a backup reads them, each content once.
 var small = sync.OnceValues(func() (files [][]byte, err error) {
 	seen := map[id.Blob]bool{}
 	namer := id.NewNamer([32]byte{})
-	for root := range strings.SplitSeq(*corpus, ":") {
+	roots := *corpus
+	if roots == "" {
+		out, err := exec.Command("go", "env", "GOROOT").Output()
+		if err != nil {
+			return nil, err
+		}
+		roots = filepath.Join(strings.TrimSpace(string(out)), "src")
+	}
+	for root := range strings.SplitSeq(roots, ":") {
 		err = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 			if err != nil || !d.Type().IsRegular() {
 				return err
