@@ -623,7 +623,8 @@ func TestARestoreInPlaceNeedsNoPrivilege(t *testing.T) {
 		return wish{Entry: e, data: noise(n, 5)}
 	}
 	all := []wish{
-		{Entry: entry(snapshot.Dir, "", 0o755)}, {Entry: entry(snapshot.Dir, "closed", 0o500)},
+		{Entry: entry(snapshot.Dir, "", 0o755)},
+		{Entry: entry(snapshot.Dir, "closed", 0o500)},
 		file("open", 0o644, 10_000), file("setuid", 0o4755, 5000), file("closed/f", 0o400, 20_000), file("closed/g", 0, 9000),
 	}
 	slices.SortFunc(all, func(a, b wish) int { return snapshot.Compare(a.Dir, a.Name, b.Dir, b.Name) })
