@@ -200,6 +200,11 @@ func (c *cutter) finish(limit int) (whole []byte, err error) {
 	if c.refs == 0 && len(c.buf)-c.from <= limit {
 		return slices.Clone(c.buf[c.from:]), nil
 	}
+	// Nothing may have been read since the last cut: then its pieces are of this
+	// very buffer, and the next may not be put among them while they are offered.
+	if err := c.await(); err != nil {
+		return nil, err
+	}
 	if err := c.cut(false); err != nil {
 		return nil, err
 	}
