@@ -5,6 +5,7 @@ package agent
 import (
 	"errors"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -19,6 +20,8 @@ type place struct {
 	crew   crew          // of the workers that compare
 	cores  chan struct{} // taken by whoever has a buffer to compare
 
+	began atomic.Bool // something was changed, or is about to be
+
 	mu sync.Mutex
 	// Files with several names that were kept as they are. Each is one entry's,
 	// and those that are linked to it.
@@ -30,6 +33,30 @@ func newPlace(q *order, cores int) *place {
 		namer: id.NewNamer(q.nameKey), tidies: !q.keep,
 		crew: crew{cores: cores}, cores: make(chan struct{}, cores), claimed: make(map[inode]bool),
 	}
+}
+
+// begin is called before anything is changed. The first time it marks the
+// target: what is as it should be is not marked, nor synced.
+func (s *restorer) begin() error {
+	p := s.place
+	if p == nil || p.began.Load() {
+		return nil
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.began.Load() {
+		return nil
+	}
+	if s.q.marker != "" {
+		if err := s.t.mark(s.q.marker); err != nil {
+			err = because(MarkerName, err)
+			s.give(err)
+			return err
+		}
+	}
+	p.began.Store(true)
+	s.at("mark", "")
+	return nil
 }
 
 // claim reports whether the file at, which has several names, may be kept as
@@ -398,6 +425,9 @@ func (w *placer) settle(f *file) error {
 		}
 	}
 	w.s.at("fit", e.Name)
+	if err := w.s.begin(); err != nil {
+		return err
+	}
 	return w.dressFile(f)
 }
 
@@ -519,10 +549,13 @@ func (w *placer) nodeOver(j *job) (inode, error) {
 			}
 			if differs && own {
 				w.s.changed(e.Path(), true)
-				if !w.s.q.dry {
-					h.dress(e, j.xattrs, w.limited(j.n, e.Path()))
+				if w.s.q.dry {
+					return inodeOf(&st), nil
 				}
-				return inodeOf(&st), nil
+				if err := w.s.begin(); err != nil {
+					return inode{}, err
+				}
+				return h.dress(e, j.xattrs, w.limited(j.n, e.Path())), nil
 			}
 		}
 	}
@@ -613,7 +646,18 @@ func (s *restorer) mkdirOver(e *snapshot.Entry) error {
 	fd, err := s.t.openat(d.fd, e.Name, unix.O_PATH|unix.O_DIRECTORY)
 	if err == nil {
 		defer unix.Close(fd)
-		return s.t.admit(fd, s.q.dry)
+		if s.q.dry || s.t.admitted(fd) {
+			return nil
+		}
+		if err := s.begin(); err != nil {
+			return err
+		}
+		return s.t.admit(fd)
+	}
+	if !s.q.dry {
+		if err := s.begin(); err != nil {
+			return err
+		}
 	}
 	kind := Created
 	if !errors.Is(err, unix.ENOENT) {
@@ -633,16 +677,20 @@ func (s *restorer) mkdirOver(e *snapshot.Entry) error {
 	return because("make directory", unix.Mkdirat(d.fd, e.Name, 0o700))
 }
 
-// admit gives us the right to work in a directory of ours, unless we have it
-// anyway. The directory gets its own mode in the end.
-func (t *target) admit(fd int, dry bool) error {
+// admitted tells whether we may work in a directory, or there is nothing that
+// admit could do.
+func (t *target) admitted(fd int) bool {
+	var st unix.Stat_t
+	return unix.Fstat(fd, &st) != nil || st.Mode&0o700 == 0o700 || st.Uid != t.uid ||
+		unix.Faccessat(fd, ".", unix.R_OK|unix.W_OK|unix.X_OK, unix.AT_EACCESS) == nil
+}
+
+// admit gives us the right to work in a directory of ours. It gets its own mode
+// in the end.
+func (t *target) admit(fd int) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return because("look at", err)
-	}
-	if dry || st.Mode&0o700 == 0o700 || st.Uid != t.uid ||
-		unix.Faccessat(fd, ".", unix.R_OK|unix.W_OK|unix.X_OK, unix.AT_EACCESS) == nil {
-		return nil
 	}
 	return because("get access", unix.Chmod(self(fd), st.Mode&0o7777|0o700))
 }

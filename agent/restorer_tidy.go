@@ -113,6 +113,9 @@ func (w *placer) drop(name string) {
 			return
 		}
 	}
+	if !w.s.q.dry && w.s.begin() != nil {
+		return // which is told
+	}
 	r := w.removal()
 	err := w.s.t.removeAll(t.fd, name, r)
 	w.s.count(r.count)
@@ -131,6 +134,11 @@ func (w *placer) clear(e *snapshot.Entry) error {
 		return err
 	}
 	defer w.s.t.dirs.put(d)
+	if !w.s.q.dry {
+		if err := w.s.begin(); err != nil {
+			return err
+		}
+	}
 	r := w.removal()
 	err = w.s.t.removeAll(d.fd, e.Name, r)
 	if r.dirs > 0 { // else it is what e was before

@@ -92,8 +92,10 @@ func (t *target) openDoomed(at int, name string, dry bool) (int, error) {
 		return -1, err
 	}
 	defer unix.Close(pin)
-	if err := t.admit(pin, dry); err != nil {
-		return -1, err
+	if !dry && !t.admitted(pin) {
+		if err := t.admit(pin); err != nil {
+			return -1, err
+		}
 	}
 	return open(pin, ".", unix.O_RDONLY|unix.O_DIRECTORY)
 }

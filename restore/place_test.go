@@ -34,10 +34,7 @@ func (g *rig) over(t testing.TB, r *repo.Repo, root snapshot.Root, dir string, c
 	if change != nil {
 		change(p)
 	}
-	c, err := agent.Local(t.Context())
-	must(t, err)
-	defer c.Close()
-	s, err := restore.Run(t.Context(), r, c, root, dir, restore.Options{InPlace: p})
+	s, err := runWith(t.Context(), r, root, dir, restore.Options{InPlace: p, Snapshot: id.Snapshot{1}})
 	must(t, err)
 	for _, p := range s.Problems {
 		t.Errorf("%q: %s", p.Path, p.Reason)
@@ -293,7 +290,7 @@ func TestARestoreThatIsKilledIsFinishedByTheNext(t *testing.T) {
 	g := newRig(t, dir, small)
 	tiny(t, g.src)
 	for i := range 30 { // far apart in the packs
-		write(t, fmt.Sprintf("%s/more/%d", g.src, i), treetest.Bytes(fmt.Sprint(i), 20_000))
+		write(t, fmt.Sprintf("%s/more/%d", g.src, i), treetest.Bytes(fmt.Sprint(i), 100_000))
 	}
 	g.backup(t)
 	want := newest(t, g.mustOpen(t, dir)).ID
@@ -311,6 +308,7 @@ func TestARestoreThatIsKilledIsFinishedByTheNext(t *testing.T) {
 				write(t, o.Target+"/some/extra", nil)
 				must(t, os.Truncate(o.Target+"/many-chunks", 1000))
 			}
+			before := stamps(t, o.Target)
 			out, err := o.command(t).CombinedOutput()
 			if err == nil {
 				treetest.Same(t, g.src, o.Target)
@@ -320,12 +318,10 @@ func TestARestoreThatIsKilledIsFinishedByTheNext(t *testing.T) {
 			if !strings.Contains(err.Error(), "killed") {
 				t.Fatalf("get %d: %v: %s", o.At, err, out)
 			}
-			names, err := os.ReadDir(o.Target)
-			must(t, err)
 			if s, ok := begun(t, o.Target); ok && s == want {
 				marked++
-			} else if ok || !inPlace && len(names) > 0 {
-				t.Errorf("get %d: %v is said to have been begun; there are %d names", o.At, s, len(names))
+			} else if ok || !maps.Equal(before, stamps(t, o.Target)) {
+				t.Errorf("get %d: %v is said to have been begun", o.At, s)
 			}
 			s, err := g.tryWith(t.Context(), dir, o.Cache, o.Target, restore.Options{InPlace: &restore.InPlace{Keep: !inPlace}})
 			must(t, err)
@@ -335,7 +331,7 @@ func TestARestoreThatIsKilledIsFinishedByTheNext(t *testing.T) {
 			}
 		}
 		t.Logf("in place %v: killed %d times, %d of them with a mark", inPlace, killed, marked)
-		if killed < 5 || marked < 2 {
+		if killed < 5 || marked == 0 {
 			t.Errorf("in place %v: killed %d times, %d of them with a mark", inPlace, killed, marked)
 		}
 	}
