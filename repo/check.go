@@ -370,7 +370,7 @@ func (c *check) pack(ctx context.Context, p id.Pack, size int64, m *memory) erro
 	} else if boxes, err = c.boxesByIndex(p); err != nil {
 		return err
 	}
-	err = c.content(ctx, p, boxes, m)
+	err = c.content(ctx, p, size, boxes, m)
 	if errors.Is(err, fs.ErrNotExist) {
 		c.found(name, id.Blob{}, errors.New("it is missing"))
 		return nil
@@ -422,7 +422,7 @@ const pieceSize = 1 << 20
 
 // content reads a pack from end to end. What is in the memory of the processor
 // for the pack's name is opened and named while it is there.
-func (c *check) content(ctx context.Context, p id.Pack, boxes []knownBox, m *memory) error {
+func (c *check) content(ctx context.Context, p id.Pack, size int64, boxes []knownBox, m *memory) error {
 	f, err := store.Open(ctx, c.r.store, packName(p))
 	if err != nil {
 		return err
@@ -468,7 +468,8 @@ func (c *check) content(ctx context.Context, p id.Pack, boxes []knownBox, m *mem
 		}
 	}
 	for n := -1; n != 0; {
-		rest, err := next(pieceSize)
+		// One byte more than there should be tells of a longer one.
+		rest, err := next(max(min(int(size)-at, pieceSize), 0) + 1)
 		if err != nil {
 			return err
 		}
