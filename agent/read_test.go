@@ -582,6 +582,57 @@ func TestOldCutsMakeNoDifference(t *testing.T) {
 	}
 }
 
+// A stream can end where its buffer is full: then nothing is read between the
+// last cut and the end, and the pieces before it are of the same buffer and still
+// being offered.
+func TestAStreamThatEndsAtAFullBufferIsOfferedWhole(t *testing.T) {
+	s, err := chunk.New(smallChunks, [32]byte{3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	namer := id.NewNamer(nameKey)
+	ends := 0
+	for i := range 100 {
+		most := s.Max() + 1000 + 37*i
+		data := noise(most, byte(i))
+		var want, got []snapshot.Ref
+		for p := data; len(p) > 0; {
+			n := s.Next(p, false)
+			want = append(want, snapshot.Ref{Name: namer.Blob(id.Data, p[:n]), Length: uint64(n)})
+			p = p[n:]
+		}
+		c := newLargeCutter(s, namer, most, &crew{cores: 2})
+		c.crew.busy.Add(1)
+		c.offer = func(ref snapshot.Ref, _ []byte, _ *semaphore.Weighted) error {
+			runtime.Gosched() // so that the end is found meanwhile
+			got = append(got, ref)
+			return nil
+		}
+		if err := c.reset(t.Context(), uint64(most), nil); err != nil {
+			t.Fatal(err)
+		}
+		room, err := c.room(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.wrote(copy(room, data)); err != nil {
+			t.Fatal(err)
+		}
+		if c.behind != nil && c.from < len(c.buf) {
+			ends++
+		}
+		if _, err := c.finish(0); err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("a stream of %d bytes: %v\nwant %v", most, got, want)
+		}
+	}
+	if ends == 0 {
+		t.Error("no stream ended so")
+	}
+}
+
 func TestOldCutsAreCutToTheCredit(t *testing.T) {
 	root := t.TempDir()
 	for i := range 5 {
