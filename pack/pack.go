@@ -52,9 +52,10 @@ const (
 
 	magic = "orlop\x00P1"
 
-	minSize = 4 << 10  // the smallest pack
-	step    = 64 << 10 // of packs from bigSize on
-	bigSize = 4 << 20
+	minSize  = 4 << 10  // the smallest pack
+	step     = 64 << 10 // of packs from bigSize on
+	bigSize  = 4 << 20
+	fullStep = 4 << 10 // of packs from Target on (docs/decisions/0018)
 )
 
 // A Blob is what a pack says of one blob.
@@ -188,7 +189,10 @@ func (b *Builder) Finish() Pack {
 
 // padded returns the size that a pack of n bytes is brought to.
 func padded(n int) int {
-	if n >= bigSize {
+	switch {
+	case n >= Target:
+		return (n + fullStep - 1) / fullStep * fullStep
+	case n >= bigSize:
 		return (n + step - 1) / step * step
 	}
 	return max(minSize, Padme(n))

@@ -278,7 +278,8 @@ func TestPadding(t *testing.T) {
 		{"Padme up to 4 MiB", 4<<20 - 1, 4 << 20},
 		{"4 MiB stays", 4 << 20, 4 << 20},
 		{"from there on steps of 64 KiB", 4<<20 + 1, 4<<20 + 64<<10},
-		{"a full pack", 16<<20 + 12345, 16<<20 + 64<<10},
+		{"up to a full pack", 16<<20 - 1, 16 << 20},
+		{"which has steps of 4 KiB", 16<<20 + 12345, 16<<20 + 16<<10},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -302,8 +303,10 @@ func TestPaddingLaws(t *testing.T) {
 			t.Fatalf("padded(%d) = %d, and %d for a byte more", n, p, padded(n+1))
 		case n > minSize && float64(p-n) > 0.12*float64(n):
 			t.Fatalf("padded(%d) = %d adds over 12 %%", n, p)
-		case n >= bigSize && (p%step != 0 || p-n >= step):
+		case n >= bigSize && n < Target && (p%step != 0 || p-n >= step):
 			t.Fatalf("padded(%d) = %d is not the next 64 KiB", n, p)
+		case n >= Target && (p%fullStep != 0 || p-n >= fullStep):
+			t.Fatalf("padded(%d) = %d is not the next 4 KiB", n, p)
 		}
 	})
 }
