@@ -118,8 +118,8 @@ func (e *Encoder) Wrap(kind id.Kind, buf, dst []byte) (codec Codec, raw int, pay
 		panic("box: more than a box can hold")
 	}
 	copy(plain, table)
-	if e.shrinks(plain) {
-		if dst, ok := e.shrink(dst, plain); ok {
+	if z := e.choose(plain); z != nil {
+		if dst, ok := e.shrink(z, dst, plain); ok {
 			return Zstd, len(plain), dst
 		}
 	}

@@ -32,16 +32,21 @@ func (c Codec) String() string {
 type Encoder struct {
 	matches *zstd.Encoder // codes the bytes of a block only if some of it came before
 	bytes   *zstd.Encoder // codes them always
+	better  *zstd.Encoder // looks longer for matches
 }
 
 // NewEncoder returns an encoder; it needs no closing.
 func NewEncoder() *Encoder {
-	return &Encoder{newZstd(false), newZstd(true)}
+	return &Encoder{
+		newZstd(zstd.SpeedFastest, false),
+		newZstd(zstd.SpeedFastest, true),
+		newZstd(zstd.SpeedBetterCompression, false),
+	}
 }
 
-func newZstd(allBytes bool) *zstd.Encoder {
+func newZstd(level zstd.EncoderLevel, allBytes bool) *zstd.Encoder {
 	z, err := zstd.NewWriter(nil,
-		zstd.WithEncoderLevel(zstd.SpeedFastest),
+		zstd.WithEncoderLevel(level),
 		zstd.WithEncoderConcurrency(1),
 		zstd.WithEncoderCRC(false), // the seal is a better one
 		// The frame then always says how long its content is, and a reader
@@ -73,39 +78,52 @@ func newZstd(allBytes bool) *zstd.Encoder {
 // take random bytes from 4,600 to 1,800 MB/s; so it is done only for what was
 // to be stored and looks uneven.
 func (e *Encoder) encode(dst, plain []byte) (Codec, []byte) {
-	if dst, ok := e.shrink(dst, plain); ok {
+	if dst, ok := e.shrink(e.matches, dst, plain); ok {
 		return Zstd, dst
 	}
 	return Stored, append(dst, plain...)
 }
 
-// shrink appends plain to dst in zstd if that is shorter.
-func (e *Encoder) shrink(dst, plain []byte) ([]byte, bool) {
+// shrink appends plain to dst as z encodes it, if that is shorter.
+func (e *Encoder) shrink(z *zstd.Encoder, dst, plain []byte) ([]byte, bool) {
 	n := len(dst)
-	dst = e.matches.EncodeAll(plain, slices.Grow(dst, len(plain)+Slack))
+	dst = z.EncodeAll(plain, slices.Grow(dst, len(plain)+Slack))
 	if len(dst)-n >= len(plain) && uneven(plain) {
 		dst = e.bytes.EncodeAll(plain, dst[:n])
 	}
 	return dst, len(dst)-n < len(plain)
 }
 
-// shrinks reports whether any of a few samples of a large blob shrinks, or
-// looks uneven. What passes the encoder for nothing is still copied three times
-// in it, which is a tenth of all that a first backup of films costs; and a
-// large blob, unlike a group, is of one file and much the same throughout.
-func (e *Encoder) shrinks(plain []byte) bool {
-	const samples, size = 4, 16 << 10
-	if len(plain) < 4*samples*size || uneven(plain) {
-		return true
+// choose returns who is to encode a large blob, or nil if it is to be stored as
+// it is. A few samples tell, for a large blob, unlike a group, is of one file and
+// much the same throughout.
+//
+// What passes the encoder for nothing is still copied three times in it, which is
+// a tenth of all that a first backup of films costs. And what shrinks to a third,
+// such as logs and dumps, is worth a longer look: a tenth less for twice the
+// time, of what takes little time a byte (docs/decisions/0017).
+func (e *Encoder) choose(plain []byte) *zstd.Encoder {
+	const size = 16 << 10
+	if len(plain) < 16*size {
+		return e.matches
 	}
 	var room [size + Slack]byte
-	for i := range samples {
-		at := (2*i + 1) * (len(plain) - size) / (2 * samples)
-		if len(e.matches.EncodeAll(plain[at:at+size], room[:0])) < size {
-			return true
+	shrunk := func(tenth int) int {
+		at := (len(plain) - size) * tenth / 10
+		return len(e.matches.EncodeAll(plain[at:at+size], room[:0]))
+	}
+	switch middle := shrunk(5); {
+	case middle < size*3/10:
+		return e.better
+	case middle < size || uneven(plain):
+		return e.matches
+	}
+	for _, tenth := range [...]int{1, 3, 7, 9} {
+		if shrunk(tenth) < size {
+			return e.matches
 		}
 	}
-	return false
+	return nil
 }
 
 // uneven reports whether two bytes of p are equal over a tenth more often than

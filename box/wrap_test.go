@@ -3,6 +3,7 @@ package box
 import (
 	"bytes"
 	"encoding/hex"
+	"fmt"
 	"math/rand/v2"
 	"testing"
 
@@ -54,6 +55,38 @@ func TestWrapSeesWhatShrinks(t *testing.T) {
 		fill(data)
 		if codec, _, _ := NewEncoder().Wrap(id.Data, append(make([]byte, Head), data...), nil); codec != Zstd {
 			t.Errorf("%s: %v", name, codec)
+		}
+	}
+}
+
+// Text that shrinks to a fifth is worth a longer look, and nothing else is.
+func TestWrapLooksLongerAtWhatShrinksALot(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	var logs, words []byte
+	pick := func(of ...string) string { return of[r.IntN(len(of))] }
+	for at := 0; len(logs) < 1<<20; at += r.IntN(200) {
+		logs = fmt.Appendf(logs, "10.%d.%d.%d - - [01/Nov/2026:15:%02d:%02d.%03d +0000] \"%s %s?id=%d HTTP/1.1\" %d %d \"-\" \"%s\" %.3f\n",
+			r.IntN(4), r.IntN(256), r.IntN(256), at/60000, at/1000%60, at%1000, pick("GET", "GET", "GET", "POST", "HEAD"),
+			pick("/", "/index.html", "/api/v1/orders", "/static/style.css", "/login"), r.IntN(100_000), 200+r.IntN(5), r.IntN(60_000),
+			pick("Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0", "curl/8.9.1", "kube-probe/1.30"), r.ExpFloat64()/20)
+	}
+	for len(words) < 1<<20 {
+		words = fmt.Appendf(words, "%x ", r.Uint32N(1<<(1+r.IntN(31))))
+	}
+	e := NewEncoder()
+	for _, tt := range []struct {
+		name   string
+		data   []byte
+		longer bool
+	}{{"logs", logs, true}, {"words", words, false}} {
+		_, raw, got := e.Wrap(id.Data, append(make([]byte, Head), tt.data...), nil)
+		fast, _ := e.shrink(e.matches, nil, tt.data)
+		if longer := len(got) < len(fast)*97/100; longer != tt.longer {
+			t.Errorf("%s: %d bytes, %d at the fastest level", tt.name, len(got), len(fast))
+		}
+		plain, err := Decode(nil, Zstd, raw, got)
+		if err != nil || !bytes.HasSuffix(plain, tt.data) {
+			t.Errorf("%s come out different: %v", tt.name, err)
 		}
 	}
 }
