@@ -34,6 +34,7 @@ type restorer struct {
 	t       *target
 	q       *order
 	place   *place    // nil unless it is in place
+	sync    *syncer   // nil if nobody asked for it
 	workers []*placer // the last is for directories
 	all     sync.WaitGroup
 
@@ -154,13 +155,20 @@ func serveRestore(_ context.Context, c *conn, request []byte) error {
 	if err != nil {
 		return refuse(c, err)
 	}
+	var y *syncer
+	if q.sync && !q.dry {
+		if y, err = newSyncer(t); err != nil {
+			return refuse(c, fmt.Errorf("open %s: %w", q.root, err))
+		}
+		defer y.close()
+	}
 	if err := c.send(frameReady, state.append(nil)); err != nil || q.verb == verbLook {
 		return err
 	}
 	s := &restorer{
 		c: c, t: t, q: q,
 		files: make(map[uint64]*file), groups: make(map[[16]byte]*hardlinks), undone: make(map[uint64]bool),
-		wake: make(chan struct{}, 1),
+		wake: make(chan struct{}, 1), sync: y,
 	}
 	s.room.L = &s.mu
 	if q.verb == verbPlace {
@@ -220,10 +228,8 @@ func (s *restorer) conclude() error {
 	if s.place != nil && !s.place.began.Load() {
 		return nil // nothing was changed, or it is a dry one
 	}
-	if s.q.sync {
-		if err := s.t.sync(); err != nil {
-			return because("sync", err)
-		}
+	if err := s.sync.finish(); err != nil {
+		return because("sync", err)
 	}
 	s.at("sync", "")
 	if s.q.marker == "" {

@@ -188,6 +188,7 @@ func (w *placer) write(j *job) {
 	}
 	f.got += uint64(len(j.data))
 	f.wrote += uint64(len(j.data))
+	w.s.sync.wrote(len(j.data))
 }
 
 // pwrite writes all of p at off.

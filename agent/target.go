@@ -337,16 +337,6 @@ func (t *target) syncTop() error {
 	return nil
 }
 
-// sync waits until everything is on the disk.
-func (t *target) sync() error {
-	fd, err := t.openat(t.root.fd, ".", unix.O_RDONLY|unix.O_DIRECTORY)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	return unix.Syncfs(fd)
-}
-
 // list returns up to two of the names in path.
 func (t *target) list(path string) ([]string, error) {
 	fd, err := t.openat(t.root.fd, path, unix.O_RDONLY|unix.O_DIRECTORY)

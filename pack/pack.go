@@ -89,6 +89,8 @@ type Builder struct {
 	header  seal.Header
 	data    []byte
 	boxes   []Box
+	sum     id.Hash
+	summed  int // bytes of data that are in sum
 }
 
 // NewBuilder returns an empty builder. Session and index key must be of the
@@ -98,7 +100,7 @@ func NewBuilder(repo id.Repository, s *seal.Session, ik *seal.IndexKey) *Builder
 	if h.Writer != ik.Writer() || repo != ik.Repository() {
 		panic("pack: session and index key of different writers or repositories")
 	}
-	return &Builder{session: s, index: ik, header: h, data: h.Append([]byte(magic))}
+	return &Builder{session: s, index: ik, header: h, data: h.Append([]byte(magic)), sum: id.NewHash()}
 }
 
 // Add seals payload, a box of these blobs as [box.Builder.Finish] made it, and
@@ -130,6 +132,14 @@ func (b *Builder) add(n int, c box.Codec, raw int, blobs []Blob) {
 		panic(fmt.Sprintf("pack: impossible box of raw %d in a pack of %d bytes: %v", raw, len(b.data), err))
 	}
 	b.boxes = append(b.boxes, x)
+	b.hash()
+}
+
+// hash takes what was added into the pack's name while it is in the core's
+// cache.
+func (b *Builder) hash() {
+	_, _ = b.sum.Write(b.data[b.summed:])
+	b.summed = len(b.data)
 }
 
 // Reuse lets the builder go on in buf, whose content is lost, if that is
@@ -184,7 +194,8 @@ func (b *Builder) Finish() Pack {
 	b.data = b.index.Seal(b.data, seal.Directory, dir, directoryAD(b.data[:HeaderSize], int64(size)))
 	b.data = binary.LittleEndian.AppendUint32(b.data, uint32(sealed))
 	b.data = append(b.data, magic...)
-	return Pack{id.Sum[id.Pack](b.data), b.data, b.header, b.boxes}
+	b.hash()
+	return Pack{b.sum.Sum(), b.data, b.header, b.boxes}
 }
 
 // padded returns the size that a pack of n bytes is brought to.

@@ -30,7 +30,6 @@ const (
 	segmentPacks = 64              // packs a segment lists at most
 	segmentAge   = 5 * time.Minute // and how old the first of them may get
 	beatEvery    = 5 * time.Minute // how often a session shows that it lives
-	overlap      = 3 << 20         // of a pack may be filled before the one before it is put
 	mixedPack    = 1 << 20         // below this, data and metadata share a pack
 	putsAtOnce   = 1               // packs on their way to the store, while the next is filled
 	tierWidth    = 32              // own segments of a tier before they are merged
@@ -60,19 +59,16 @@ type Writer struct {
 	data     *pack.Builder
 	meta     []sealedBox
 	metaSize int
-	packs    int           // sent so far
-	target   int           // bytes of a full pack
-	sent     chan struct{} // closed when the pack sent last was put, or failed
-	roomy    bool          // data has room for a whole pack
-	metaBox  box.Builder   // small blobs of metadata waiting for company
+	packs    int         // sent so far
+	target   int         // bytes of a full pack
+	metaBox  box.Builder // small blobs of metadata waiting for company
 	encoder  *box.Encoder
 	names    []pack.Blob // of metaBox
 
 	mu      sync.Mutex
 	claimed map[id.Blob]struct{} // promised in this session and not yet indexed
 	stats   WriterStats
-	spare   []byte // of a pack that was put
-	first   []byte // what a pack began in before it got the spare
+	spare   []byte // of a pack that was put, for the next
 
 	segmu    sync.Mutex
 	unlisted []index.PackInfo // put, and in no segment yet
@@ -146,8 +142,6 @@ func (r *Repo) NewWriter(ctx context.Context) (_ *Writer, err error) {
 	}
 	w.target = packTarget(r.packs.bytes())
 	w.data = w.newPack()
-	w.sent = make(chan struct{})
-	close(w.sent) // nothing is under way
 	// The group's context ends with its first error: then no more is put.
 	w.puts, w.putctx = errgroup.WithContext(ctx)
 	w.puts.SetLimit(putsAtOnce)
@@ -299,16 +293,6 @@ func (w *Writer) closeMetaBox() {
 func (w *Writer) AddBox(codec box.Codec, raw int, payload []byte, blobs []pack.Blob) error {
 	w.filling.Lock()
 	defer w.filling.Unlock()
-	if !w.roomy && w.data.Len()+len(payload) > overlap {
-		// A put takes about as long as this much of the next pack, so there is
-		// hardly a wait, and one pack's worth of memory serves all.
-		<-w.sent
-		w.mu.Lock()
-		w.first = w.data.Reuse(w.spare)
-		w.spare = nil
-		w.mu.Unlock()
-		w.roomy = true
-	}
 	// Sealing is many times faster than what brings the boxes, so it may hold
 	// the lock, and needs no memory of its own.
 	w.data.Add(payload, codec, raw, blobs)
@@ -316,11 +300,20 @@ func (w *Writer) AddBox(codec box.Codec, raw int, payload []byte, blobs []pack.B
 	if w.data.Len() < w.target {
 		return context.Cause(w.putctx)
 	}
+	return w.sendData()
+}
+
+// sendData sends the pack of data, and begins another where the one before it
+// was: two packs' worth of memory serve all. w.filling is held.
+func (w *Writer) sendData() error {
 	full := w.data
-	w.data, w.roomy = w.newPack(), false
-	w.data.Reuse(w.first)
-	w.first = nil
-	return w.send(full)
+	w.data = w.newPack()
+	err := w.send(full)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.data.Reuse(w.spare)
+	w.spare = nil
+	return err
 }
 
 func (w *Writer) count(blobs []pack.Blob) {
@@ -355,12 +348,7 @@ func (w *Writer) moveMeta(b *pack.Builder) {
 // would fill the next pack waits when too many are on their way.
 func (w *Writer) send(b *pack.Builder) error {
 	w.packs++
-	sent := make(chan struct{})
-	w.puts.Go(func() error {
-		defer close(sent)
-		return w.putPack(w.putctx, b)
-	})
-	w.sent = sent
+	w.puts.Go(func() error { return w.putPack(w.putctx, b) })
 	return context.Cause(w.putctx)
 }
 
@@ -521,9 +509,7 @@ func (w *Writer) flush(ctx context.Context) error {
 		w.moveMeta(w.data)
 	}
 	if w.data.Count() > 0 {
-		full := w.data
-		w.data, w.roomy = w.newPack(), false
-		_ = w.send(full)
+		_ = w.sendData()
 	}
 	if len(w.meta) > 0 {
 		_ = w.sendMeta()

@@ -247,8 +247,13 @@ func TestAHostileTreeTouchesNothingOutsideItsTarget(t *testing.T) {
 			g := newRig(t, store.NewMem(), small)
 			forged = 0
 			r, root := forge(t, g, tt.edit, tt.entries)
-			if tt.edit != nil && forged != 1 {
-				t.Fatalf("forged %d times", forged)
+			// Keys are drawn: a boundary can lie so that a spine has the name too.
+			for tries := 0; tt.edit != nil && forged != 1; tries++ {
+				if tries == 100 {
+					t.Fatalf("forged %d times", forged)
+				}
+				g, forged = newRig(t, store.NewMem(), small), 0
+				r, root = forge(t, g, tt.edit, tt.entries)
 			}
 			to := home + "/target"
 			must(t, os.Mkdir(to, 0o755))

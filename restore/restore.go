@@ -99,7 +99,7 @@ var ErrUntouched = errors.New("nothing was changed")
 // summary.
 func Run(ctx context.Context, r *repo.Repo, c *agent.Client, root snapshot.Root, target string, opt Options) (*Summary, error) {
 	started := time.Now()
-	j := &job{repo: r, opt: opt, root: root, first: map[[16]byte]first{}}
+	j := &job{repo: r, opt: opt, root: root, told: newLineage(), first: map[[16]byte]first{}}
 	q := agent.RestoreRequest{
 		Root:    target,
 		Sync:    true,
@@ -139,6 +139,7 @@ type job struct {
 	root snapshot.Root
 	out  *agent.Restore
 
+	told   *lineage
 	first  map[[16]byte]first // of the hard-link groups
 	next   *sweep             // being gathered
 	sweeps chan *sweep        // to be fetched
@@ -237,6 +238,7 @@ func (j *job) walk(ctx context.Context) error {
 		if damaged(err) {
 			// What is below a damaged node is lost; what is behind it is not.
 			j.problem("", err.Error())
+			j.told.lose()
 			if err := j.out.Spare(); err != nil {
 				return err
 			}
@@ -262,6 +264,10 @@ func (j *job) entry(ctx context.Context, e *snapshot.Entry) error {
 	if e.Dir == "" && e.Name == agent.MarkerName {
 		j.problem(e.Path(), "it is left out: what was backed up was itself not restored to the end")
 		return j.out.Leave(e)
+	}
+	if !j.told.has(e) {
+		j.problem(e.Path(), "the snapshot has no directory that it could be in")
+		return nil
 	}
 	if f, ok := j.first[e.Group]; ok && e.Group != ([16]byte{}) {
 		if e.Type != f.kind {
