@@ -34,6 +34,7 @@ type place struct {
 	*corpus
 	dir      string // scratch
 	source   string
+	facts    facts  // of source, to begin with
 	volume   string // whose directory source is, or ""
 	version  int    // of source: counts its changes
 	sites    map[string]*site
@@ -78,6 +79,7 @@ func (b *bench) corpus(ctx context.Context, c *corpus) (err error) {
 	if err != nil {
 		return err
 	}
+	p.facts = f
 	b.say("corpus %s: %s: %v", c.name, c.about, f)
 	b.warnOfSpace(c, f)
 	b.results.Corpora = append(b.results.Corpora, corpusResult{c.name, c.about, f})
@@ -276,7 +278,14 @@ func (b *bench) once(ctx context.Context, p *place, st step, round int, t tool, 
 		return sample{}, err
 	}
 	syscall.Sync()
-	debug.FreeOSMemory() // what comparing took: not to be done meanwhile
+	debug.FreeOSMemory()     // what comparing took: not to be done meanwhile
+	need := int64(256 << 20) // a tool
+	if st == first || st == restore || st == update {
+		need += p.facts.Disk // and what it writes
+	}
+	if err := useMemory(need); err != nil {
+		return sample{}, err
+	}
 	u, out, err := measure(ctx, cmd)
 	if err != nil {
 		return sample{}, &faultError{err}

@@ -193,6 +193,9 @@ func (o options) run(ctx context.Context, stdout, stderr io.Writer) error {
 		todo = append(todo, c)
 	}
 	say("%v", r.Machine)
+	if strings.Contains(r.Machine.FileSystem+r.Machine.Volumes, noJournal) {
+		say("warning: on an ext4 without a journal it takes long to make files for minutes after many were deleted; steps that make many show that, whatever the tool. Mount a file system of its own on -work, and on the engine's directory")
+	}
 	for _, m := range r.Missing {
 		say("missing: %s", m)
 	}
