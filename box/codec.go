@@ -99,7 +99,7 @@ func (e *Encoder) shrink(z *zstd.Encoder, dst, plain []byte) ([]byte, bool) {
 // much the same throughout.
 //
 // What passes the encoder for nothing is still copied three times in it, which is
-// a tenth of all that a first backup of films costs. And what shrinks to a third,
+// a tenth of all that a first backup of films costs. And what shrinks to a quarter,
 // such as logs and dumps, is worth a longer look: a tenth less for twice the
 // time, of what takes little time a byte (docs/decisions/0017).
 func (e *Encoder) choose(plain []byte) *zstd.Encoder {
@@ -113,7 +113,7 @@ func (e *Encoder) choose(plain []byte) *zstd.Encoder {
 		return len(e.matches.EncodeAll(plain[at:at+size], room[:0]))
 	}
 	switch middle := shrunk(5); {
-	case middle < size*3/10:
+	case middle < size/4:
 		return e.better
 	case middle < size || uneven(plain):
 		return e.matches
