@@ -325,8 +325,8 @@ func (f *filler) plain() {
 	})
 	f.sparse("pages/many-holes", 300<<13, func() map[int64][]byte {
 		data := map[int64][]byte{0: pages(4096)}
-		for i := range int64(300) {
-			data[max(i<<13, 100)] = mib[i : i+1+i*12]
+		for i := int64(1); i < 300; i++ {
+			data[i<<13] = mib[i : i+1+i*12]
 		}
 		return data
 	}())
