@@ -18,7 +18,7 @@ import (
 // every tenth of growth. A host and its helper together stay under 200 MiB with
 // these, whatever else they hold.
 const (
-	hostHeap  = 56 << 20
+	hostHeap  = 48 << 20
 	agentHeap = 48 << 20
 )
 
