@@ -37,7 +37,8 @@ var rooms = map[string]string{
 	"backup":  "agent id local pack repo snapshot",
 	"restore": "agent id repo snapshot",
 
-	"bench": "", // it runs programs, ours and others
+	"bench":      "", // it runs programs, ours and others
+	"bench/cuts": "box chunk id",
 
 	"cmd/orlop": "agent backup chunk docker id local repo restore seal snapshot store",
 }

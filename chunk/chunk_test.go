@@ -328,21 +328,19 @@ func TestMeanChunkOfRandomBytesIsNearAvg(t *testing.T) {
 // stored already deduplicates with nothing.
 func TestCutsAreThoseOfVersion1(t *testing.T) {
 	tests := []struct {
-		algorithm Algorithm
-		first     string
-		all       string
+		config Config
+		first  string
+		all    string
 	}{
-		{Gear, "[920379 1923883 1018360 1294111 1087737 984127]", "e3ff891125d3ab22"},
-		{Rabin, "[766696 1323219 1075680 624139 878112 740065]", "4071c2923cbc2c9a"},
+		{Config{Gear, 256 << 10, 512 << 10, 2 << 20}, "[558642 579850 630854 409717 449631 264292]", "48bfb4727bc32fa8"},
+		{Config{Gear, 256 << 10, 1 << 20, 4 << 20}, "[920379 1923883 1018360 1294111 1087737 984127]", "e3ff891125d3ab22"},
+		{Config{Rabin, 256 << 10, 512 << 10, 2 << 20}, "[599514 396245 459644 634512 273093 445274]", "db7816d64d66d2bc"},
+		{Config{Rabin, 512 << 10, 1 << 20, 4 << 20}, "[766696 1323219 1075680 624139 878112 740065]", "4071c2923cbc2c9a"},
 	}
 	p := random(42, 12<<20)
 	secret := [32]byte([]byte("a secret of thirty-two bytes ok!"))
 	for _, tt := range tests {
-		c, err := Default(tt.algorithm)
-		if err != nil {
-			t.Fatal(err)
-		}
-		s, err := New(c, secret)
+		s, err := New(tt.config, secret)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -350,7 +348,7 @@ func TestCutsAreThoseOfVersion1(t *testing.T) {
 		first := fmt.Sprint(lengths[:6])
 		all := fmt.Sprintf("%x", sha256.Sum256(fmt.Append(nil, lengths)))[:16]
 		if first != tt.first || all != tt.all {
-			t.Errorf("%s: %s… %s, want %s… %s", tt.algorithm, first, all, tt.first, tt.all)
+			t.Errorf("%v: %s… %s, want %s… %s", tt.config, first, all, tt.first, tt.all)
 		}
 	}
 }
