@@ -16,6 +16,7 @@ const syncEvery = 128 << 20
 // A syncer makes what is written durable. The nil syncer does nothing.
 type syncer struct {
 	fd    int // open since before the first write, so it hears of each that was lost
+	sync  func(fd int) error
 	dirty atomic.Int64
 	due   chan struct{}
 	ended chan struct{}
@@ -29,16 +30,20 @@ func newSyncer(t *target) (*syncer, error) {
 	if err != nil {
 		return nil, err
 	}
-	y := &syncer{fd: fd, due: make(chan struct{}, 1), ended: make(chan struct{})}
+	return startSyncer(fd, unix.Syncfs), nil
+}
+
+func startSyncer(fd int, sync func(int) error) *syncer {
+	y := &syncer{fd: fd, sync: sync, due: make(chan struct{}, 1), ended: make(chan struct{})}
 	go func() {
 		defer close(y.ended)
 		for range y.due {
 			if y.err == nil {
-				y.err = unix.Syncfs(fd)
+				y.err = sync(fd)
 			}
 		}
 	}()
-	return y, nil
+	return y
 }
 
 // wrote says that n bytes more were written.
@@ -60,7 +65,7 @@ func (y *syncer) finish() error {
 	}
 	y.stop()
 	if y.err == nil {
-		y.err = unix.Syncfs(y.fd)
+		y.err = y.sync(y.fd)
 	}
 	return y.err
 }

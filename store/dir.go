@@ -351,6 +351,9 @@ func (d *Dir) get(name string, off, n int64) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
+	if size >= directSize && cold(f, size) {
+		defer cool(f) // nobody reads it again, and what others read should stay
+	}
 	if n, err = cut(size, off, n); err != nil {
 		return nil, err
 	}
@@ -369,11 +372,11 @@ func (d *Dir) Open(ctx context.Context, name Name) (io.ReadCloser, error) {
 	if err := check(ctx, name); err != nil {
 		return nil, fail("get", name, err)
 	}
-	f, _, err := d.file(string(name))
+	f, size, err := d.file(string(name))
 	if err != nil {
 		return nil, d.fail("get", name, err)
 	}
-	return &dirReader{f, d, name}, nil
+	return &dirReader{f, d, name, size >= directSize && cold(f, size)}, nil
 }
 
 // A dirReader reads an object from its beginning.
@@ -381,6 +384,7 @@ type dirReader struct {
 	file *os.File
 	d    *Dir
 	name Name
+	cold bool // see get
 }
 
 // Read implements io.Reader.
@@ -393,7 +397,12 @@ func (r *dirReader) Read(p []byte) (int, error) {
 }
 
 // Close implements io.Closer.
-func (r *dirReader) Close() error { return r.file.Close() }
+func (r *dirReader) Close() error {
+	if r.cold {
+		cool(r.file)
+	}
+	return r.file.Close()
+}
 
 // file opens the file of an object and returns how long it is.
 func (d *Dir) file(name string) (*os.File, int64, error) {

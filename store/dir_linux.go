@@ -42,17 +42,38 @@ func bypass(f *os.File, data []byte) error {
 // unbypass takes bypass back.
 func unbypass(f *os.File) error { return setFlag(f, unix.O_DIRECT, 0) }
 
+// cold reports whether nothing of a file of n bytes is in the page cache, as far
+// as the kernel tells (Linux 6.5).
+func cold(f *os.File, n int64) bool {
+	var st unix.Cachestat_t
+	err := control(f, func(fd int) error {
+		return unix.Cachestat(uint(fd), &unix.CachestatRange{Len: uint64(n)}, &st, 0)
+	})
+	return err == nil && st.Cache == 0
+}
+
+// cool takes a file out of the page cache.
+func cool(f *os.File) {
+	_ = control(f, func(fd int) error { return unix.Fadvise(fd, 0, 0, unix.FADV_DONTNEED) })
+}
+
 func setFlag(f *os.File, flag, value int) error {
+	return control(f, func(fd int) error {
+		flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
+		if err == nil {
+			_, err = unix.FcntlInt(uintptr(fd), unix.F_SETFL, flags&^flag|value)
+		}
+		return err
+	})
+}
+
+// control calls do with f's descriptor.
+func control(f *os.File, do func(fd int) error) error {
 	raw, err := f.SyscallConn()
 	if err != nil {
 		return err
 	}
-	cerr := raw.Control(func(fd uintptr) {
-		var flags int
-		if flags, err = unix.FcntlInt(fd, unix.F_GETFL, 0); err == nil {
-			_, err = unix.FcntlInt(fd, unix.F_SETFL, flags&^flag|value)
-		}
-	})
+	cerr := raw.Control(func(fd uintptr) { err = do(int(fd)) })
 	return errors.Join(cerr, err)
 }
 

@@ -2,6 +2,8 @@ package store_test
 
 import (
 	"bytes"
+	"errors"
+	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -124,4 +126,41 @@ func TestObjectsAreWholeWhereTheCacheCannotBePassed(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What is read of a pack leaves the page cache again, unless it was there before:
+// then it is somebody's.
+func TestReadingPacksLeavesThePageCacheAsItWas(t *testing.T) {
+	dir, data := t.TempDir(), noise(8<<20)
+	d := openDir(t, dir, nil)
+	if err := d.Put(t.Context(), "packs/a", data); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "packs/a")
+	read := func(name string, want int) {
+		t.Helper()
+		got, err := d.Get(t.Context(), "packs/a", 1<<20, 3<<20)
+		if err != nil || !bytes.Equal(got, data[1<<20:4<<20]) {
+			t.Errorf("%s: a part is not what was put: %v", name, err)
+		}
+		r, err := d.Open(t.Context(), "packs/a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err = io.ReadAll(r)
+		if err = errors.Join(err, r.Close()); err != nil || !bytes.Equal(got, data) {
+			t.Errorf("%s: it is not what was put: %v", name, err)
+		}
+		if n := resident(t, path); n != want {
+			t.Errorf("%s: %d bytes are in the page cache, want %d", name, n, want)
+		}
+	}
+	if n := resident(t, path); n != 0 {
+		t.Fatalf("%d bytes are in the page cache before anybody read", n)
+	}
+	read("cold", 0)
+	if _, err := os.ReadFile(path); err != nil {
+		t.Fatal(err)
+	}
+	read("warm", len(data))
 }
