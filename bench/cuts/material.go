@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 )
 
@@ -30,9 +29,27 @@ func named(paths string) (all []material) {
 func made() []material {
 	return []material{
 		{"database", database},
-		{"text", func() ([]byte, error) { return sources(filepath.Join(runtime.GOROOT(), "src")) }},
-		{"archive", func() ([]byte, error) { return archive(runtime.GOROOT()) }},
+		{"text", func() ([]byte, error) {
+			root, err := goroot()
+			if err != nil {
+				return nil, err
+			}
+			return sources(filepath.Join(root, "src"))
+		}},
+		{"archive", func() ([]byte, error) {
+			root, err := goroot()
+			if err != nil {
+				return nil, err
+			}
+			return archive(root)
+		}},
 	}
+}
+
+// goroot returns the directory of the Go installation.
+func goroot() (string, error) {
+	out, err := exec.Command("go", "env", "GOROOT").Output()
+	return strings.TrimSpace(string(out)), err
 }
 
 // database returns a database of orders, of some 90 MB, as sqlite3 makes it.
