@@ -22,6 +22,11 @@ type place struct {
 
 	began atomic.Bool // something was changed, or is about to be
 
+	// parting is held from asking whether a file has other names until it was
+	// copied, or opened to be written to: who copies has taken his name away by
+	// then, so the other name would look as if the file were its own.
+	parting sync.Mutex
+
 	mu sync.Mutex
 	// Files with several names that were kept as they are. Each is one entry's,
 	// and those that are linked to it.
@@ -286,6 +291,8 @@ func (w *placer) take(f *file) error {
 	if err := w.again(f); err != nil {
 		return err
 	}
+	w.s.place.parting.Lock()
+	defer w.s.place.parting.Unlock()
 	if shared, err := shared(f.fd); err != nil {
 		return err
 	} else if shared {

@@ -495,6 +495,37 @@ func TestARestoreInPlaceIsExactWhateverWasThere(t *testing.T) {
 	})
 }
 
+// Two files that are to be different can be one that has both names, and that is
+// right for one of them. Whoever takes his name away first must have copied it
+// before the other writes to it.
+func TestFilesThatAreOneArePartedBeforeEitherIsChanged(t *testing.T) {
+	const pairs = 300
+	g := newRig(t, store.NewMem(), small)
+	for i := range pairs {
+		write(t, fmt.Sprintf("%s/right/%d", g.src, i), treetest.Bytes(fmt.Sprint("right", i), 100_000))
+		write(t, fmt.Sprintf("%s/wrong/%d", g.src, i), treetest.Bytes(fmt.Sprint("wrong", i), 100+i))
+	}
+	g.backup(t)
+	r := g.mustOpen(t, g.st)
+	root := newest(t, r).Root
+	to := target(t)
+	_, err := run(t.Context(), r, root, to)
+	must(t, err)
+	for range 5 {
+		for i := range pairs {
+			wrong := fmt.Sprintf("%s/wrong/%d", to, i)
+			must(t, os.Remove(wrong))
+			must(t, os.Link(fmt.Sprintf("%s/right/%d", to, i), wrong))
+		}
+		g.over(t, r, root, to, nil)
+		diff, err := treetest.Diff(g.src, to)
+		must(t, err)
+		if len(diff) > 0 {
+			t.Fatalf("%d differences:\n%s", len(diff), strings.Join(diff[:min(len(diff), 10)], "\n"))
+		}
+	}
+}
+
 // A vandal does odd things to a tree. What it cannot do, it leaves. It follows no
 // links: it may be root.
 type vandal struct {
