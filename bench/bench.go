@@ -278,7 +278,8 @@ func (b *bench) once(ctx context.Context, p *place, st step, round int, t tool, 
 		return sample{}, err
 	}
 	syscall.Sync()
-	debug.FreeOSMemory()     // what comparing took: not to be done meanwhile
+	debug.FreeOSMemory() // what comparing took: not to be done meanwhile
+
 	need := int64(256 << 20) // a tool
 	if st == first || st == restore || st == update {
 		need += p.facts.Disk // and what it writes

@@ -468,8 +468,13 @@ func (c *check) content(ctx context.Context, p id.Pack, size int64, boxes []know
 		}
 	}
 	for n := -1; n != 0; {
-		// One byte more than there should be tells of a longer one.
-		rest, err := next(max(min(int(size)-at, pieceSize), 0) + 1)
+		// One byte more than there should be tells the end; what is behind that,
+		// of a pack that became longer, is read as fast as all else.
+		ask := pieceSize
+		if left := int(size) - at; left >= 0 {
+			ask = min(left+1, pieceSize)
+		}
+		rest, err := next(ask)
 		if err != nil {
 			return err
 		}
